@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * bmc: memcached's GETs answered before the network stack sees them.
+ *
+ *  client -> NIC -> bmc_rx (XDP) --+-- GET, every key hit --> reply, XDP_TX
+ *                                  |
+ *                                  `-> bmc_rx_tc (TC ingress)
+ *                                        GET, every key hit --> reply, redirect
+ *                                        GET, a miss: lease
+ *                                        write: invalidate
+ *                                        `-> stack -> memcached
+ *
+ *  client <- NIC <- bmc_tx (TC egress) <- stack <- memcached
+ *                     reply to a leased GET: fill
+ *                     reply to a write: no longer pending
+ *
+ * bmc_rx does nothing but answer. All state is changed by the TC programs, so
+ * that there is one place for it whether XDP runs or not (--mode tc), and so
+ * that a packet which XDP passed is counted, leased or noted exactly once.
+ *
+ * Whatever is not understood goes on unchanged; no packet is ever dropped. TC
+ * programs return TC_ACT_UNSPEC: other filters and tcx programs take their turn.
+ *
+ * On loopback nothing is answered or filled, only writes are looked at.
+ */
+#include "vmlinux.h"
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "bmc.h"
+#include "maps.bpf.h"
+#include "proto.h"
+#include "packet.bpf.h"
+#include "cache.bpf.h"
+#include "lease.bpf.h"
+#include "flow.bpf.h"
+#include "serve.bpf.h"
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+SEC("xdp")
+int bmc_rx(struct xdp_md *ctx)
+{
+	struct bmc_scratch *s = scratch();
+
+	return s ? serve_xdp(ctx, s) : XDP_PASS;
+}
+
+/* The payload of a TCP segment: its offset, 0 if there is no header. */
+static __always_inline __u32 tcp_payload(struct __sk_buff *skb, struct bmc_scratch *s,
+					 struct tcphdr *tcp, __u32 *len)
+{
+	__u32 head;
+
+	if (bpf_skb_load_bytes(skb, s->l4, tcp, sizeof(*tcp)))
+		return 0;
+	head = tcp->doff >> 4 << 2;
+	if (head < sizeof(*tcp) || head > s->l4_len)
+		return 0;
+	*len = s->l4_len - head;
+	return s->l4 + head;
+}
+
+SEC("tc")
+int bmc_rx_tc(struct __sk_buff *skb)
+{
+	struct bmc_scratch *s = scratch();
+	struct bmc_stats *st = stats();
+	struct tcphdr tcp;
+	__u32 off, len;
+	int found;
+
+	if (!s || !st || !tc_linear(skb, HEADERS_LINEAR))
+		return TC_ACT_UNSPEC;
+	found = tc_packet(skb, s, WAY_IN);
+	if (found == PACKET_TCP) {
+		off = tcp_payload(skb, s, &tcp, &len);
+		if (off)
+			flow_in(skb, s, st, &tcp, off, len);
+		return TC_ACT_UNSPEC;
+	}
+	if (found == PACKET_OTHER)
+		return TC_ACT_UNSPEC;
+	s->text_len = 0;
+	if (found == PACKET_UDP) {
+		tc_linear(skb, skb->len);
+		found = tc_request(skb, s);
+		if (!found && skb->pkt_type != PACKET_HOST)
+			found = -COUNTER(pass_address);
+		if (!found && skb->ifindex == LOOPBACK_IFINDEX)
+			return TC_ACT_UNSPEC;
+		if (!found)
+			found = serve_tc(skb, s, st);
+		if (found >= 0 || found == TC_ACT_UNSPEC)
+			return found;
+	}
+	udp_passed(skb, s, st, -found);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int bmc_tx(struct __sk_buff *skb)
+{
+	struct bmc_scratch *s = scratch();
+	struct bmc_stats *st = stats();
+	struct tcphdr tcp;
+	__u32 off, len;
+
+	/* Only what a socket of this host sends, not what it forwards, nor
+	 * what bmc_rx_tc answered.
+	 */
+	if (!s || !st || !skb->sk || !tc_linear(skb, HEADERS_LINEAR))
+		return TC_ACT_UNSPEC;
+	switch (tc_packet(skb, s, WAY_OUT)) {
+	case PACKET_TCP:
+		off = tcp_payload(skb, s, &tcp, &len);
+		if (off)
+			flow_out(skb, s, &tcp, off, len);
+		break;
+	case PACKET_UDP:
+		if (skb->ifindex != LOOPBACK_IFINDEX)
+			reply_seen(skb, s, st);
+		break;
+	}
+	return TC_ACT_UNSPEC;
+}
+
+/* Run by the tool: forget every entry. */
+SEC("syscall")
+int bmc_flush(void *ctx)
+{
+	(void)ctx;
+	/* The coarse clock is not for programs of this kind. */
+	flush_all(bpf_ktime_get_ns());
+	return 0;
+}

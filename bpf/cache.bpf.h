@@ -1,0 +1,588 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * The cache: an index of buckets, and slots of several sizes cut from slabs.
+ * The only code that touches an entry; it knows nothing of packets.
+ *
+ * A key's bucket depends on the key alone, never on which memcached it was
+ * asked from: a write that reaches memcached by another address, port or
+ * family must find the same bucket. Which memcached an entry belongs to is
+ * part of the slot and compared in full.
+ *
+ * A way of a bucket is one word, so that it changes in one store:
+ *
+ *   bits 32-63  tag, the upper half of the key's hash
+ *   bits 0-31   1 + (slab << UNITS_SHIFT | offset in the slab / BMC_UNIT)
+ *
+ * A slot proves itself by its content: a way that points to a slot which has
+ * meanwhile been given to another key is just a miss.
+ *
+ * Who may do what:
+ *   - cache_find() takes no lock and writes nothing but the slot's heat, and
+ *     that only until it is full. It trusts what it copied if the slot's
+ *     sequence number and the bucket's word did not move meanwhile.
+ *   - cache_fill() works under the LOCK bit of the bucket's word and, for the
+ *     slot, under its odd sequence number (another bucket may want the slot).
+ *   - cache_forget() only clears ways, after the caller has moved the word: a
+ *     fill that was under way then fails to publish.
+ */
+#ifndef CACHE_BPF_H
+#define CACHE_BPF_H
+
+enum {
+	UNITS_SHIFT = BMC_SLAB_SHIFT - BMC_UNIT_SHIFT,
+	UNITS = 1 << UNITS_SHIFT,
+	HEAT_MAX = 3, /* hits that a slot remembers */
+	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
+	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
+	TEXT_PAD = 3, /* bpf_csum_diff() wants whole words */
+	/* What the verifier takes a slot for: head and text in whole chunks. */
+	SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,
+};
+
+/* Sizes of the classes in units; what a slot holds is at most its size less
+ * the head and the padding of the checksum.
+ */
+const volatile __u8 class_units[BMC_CLASSES] = { 2, 3, 4, 6, 8, 12, 16, 23 };
+
+_Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN + TEXT_PAD <= BMC_SLOT_MAX,
+	       "the largest reply fits the largest slot");
+_Static_assert(23 * BMC_UNIT == BMC_SLOT_MAX, "the last class is the largest slot");
+
+/*
+ * Order of loads: x86 keeps it, the compiler has to be told; elsewhere a
+ * full barrier, for which BPF has an atomic that returns its old value.
+ */
+#ifdef __TARGET_ARCH_x86
+#define smp_rmb() asm volatile("" ::: "memory")
+#else
+#define smp_rmb()                                        \
+	do {                                             \
+		__u64 fence = 0;                         \
+		(void)__sync_fetch_and_add(&fence, 1);   \
+		asm volatile("" ::: "memory");           \
+	} while (0)
+#endif
+
+static __always_inline bool is_clean(__u64 word)
+{
+	return !(word & (BMC_GEN - 1));
+}
+
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+static __always_inline struct bmc_global *cache_global(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_global, &zero);
+}
+
+static __always_inline __u32 bucket_of(__u64 hash)
+{
+	return (hash & 0xffffffff) * cfg.buckets >> 32;
+}
+
+static __always_inline struct bmc_bucket *cache_bucket(__u64 hash)
+{
+	__u32 bucket = bucket_of(hash);
+
+	return bpf_map_lookup_elem(&bmc_index, &bucket);
+}
+
+static __always_inline __u64 way_make(__u64 hash, __u32 slab, __u32 unit)
+{
+	return (hash >> 32 << 32) | ((slab << UNITS_SHIFT | unit) + 1);
+}
+
+static __always_inline bool way_is(__u64 way, __u64 hash)
+{
+	return way && way >> 32 == hash >> 32;
+}
+
+/*
+ * A slot starts so low in its slab that the largest one fits behind it: one
+ * bound serves all classes, at the price of 0.2 % of the slab.
+ */
+static __always_inline struct bmc_slot *slot_at(__u32 slab, __u32 unit)
+{
+	__u32 off = (unit & (UNITS - 1)) << BMC_UNIT_SHIFT;
+	struct bmc_slab *s = bpf_map_lookup_elem(&bmc_slabs, &slab);
+
+	if (!s || off > BMC_SLAB_SIZE - SLOT_REACH)
+		return NULL;
+	return (void *)s + off;
+}
+
+static __always_inline struct bmc_slot *way_slot(__u64 way)
+{
+	__u32 ref = (__u32)way - 1;
+
+	return slot_at(ref >> UNITS_SHIFT, ref);
+}
+
+static __always_inline __u8 *slot_text(struct bmc_slot *slot)
+{
+	return (__u8 *)slot + BMC_SLOT_TEXT;
+}
+
+/* A slot as far as its key goes. */
+struct slot_key {
+	struct bmc_slot slot;
+	__u64 key[KEY_WORDS];
+};
+
+/*
+ * Whether the slot holds the key in s, for the memcached that s asks. Global:
+ * checked by itself, its loop does not multiply with those of its callers.
+ */
+__noinline int slot_is(const struct slot_key *k, const struct bmc_scratch *s)
+{
+	__u32 words, rest, i;
+
+	if (!k || !s)
+		return false;
+	if (k->slot.hash != s->hash || k->slot.klen != s->klen ||
+	    k->slot.port != s->request.peers.server_port ||
+	    k->slot.vlan != s->request.peers.vlan ||
+	    k->slot.addr[0] != s->request.peers.server[0] ||
+	    k->slot.addr[1] != s->request.peers.server[1])
+		return false;
+	words = s->klen / 8;
+	rest = s->klen % 8 * 8;
+	for (i = 0; i < KEY_WORDS - 1; i++) {
+		if (i >= words)
+			break;
+		if (k->key[i] != s->key[i])
+			return false;
+	}
+	return !rest || !((k->key[i] ^ s->key[i]) << (64 - rest));
+}
+
+/* Whether nobody misses the slot's content: too old, or from before a flush. */
+static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u64 now,
+					 __u64 epoch)
+{
+	return slot->deadline <= now || slot->epoch != epoch;
+}
+
+enum find { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
+
+/*
+ * Looks the key in s up and, on a hit, appends its text to s->frame. In s->word
+ * and s->epoch it leaves the words it went by: loaded before anything else, so
+ * that a lease made from them is older than the request's pass to memcached.
+ *
+ * The text goes to memory of this CPU, never into the packet: until the last
+ * check the packet must still be fit to go to memcached.
+ */
+__noinline int cache_find(struct bmc_scratch *s)
+{
+	struct bmc_bucket *b;
+	struct bmc_global *g = cache_global();
+	int found = FIND_MISS;
+	__u64 word;
+
+	if (!s || !g)
+		return FIND_MISS;
+	b = cache_bucket(s->hash);
+	if (!b)
+		return FIND_MISS;
+	s->word = word = READ_ONCE(b->word);
+	smp_rmb();
+	s->epoch = READ_ONCE(g->word);
+	smp_rmb();
+	if (!is_clean(word) || !is_clean(s->epoch))
+		return FIND_MISS;
+
+	for (int i = 0; i < BMC_WAYS; i++) {
+		__u64 way = READ_ONCE(b->ways[i]);
+		__u32 at = s->reply_len, len, seq;
+		struct bmc_slot *slot;
+		__u16 csum;
+
+		if (!way_is(way, s->hash))
+			continue;
+		slot = way_slot(way);
+		if (!slot)
+			continue;
+		seq = READ_ONCE(slot->seq);
+		smp_rmb();
+		if (seq & 1)
+			continue;
+		if (!slot_is((void *)slot, s)) {
+			found = FIND_MISPREDICTION;
+			continue;
+		}
+		if (slot_is_dead(slot, bpf_ktime_get_coarse_ns(), s->epoch))
+			continue;
+		len = slot->len;
+		csum = slot->csum;
+		if (len > BMC_REPLY_MAX || at > BMC_REPLY_MAX)
+			continue;
+		if (at + len > BMC_REPLY_MAX - END_LEN)
+			return FIND_SIZE;
+		bpf_probe_read_kernel(s->frame + HEAD_MAX + at, len,
+				      slot_text(slot));
+		smp_rmb();
+		if (READ_ONCE(slot->seq) != seq || READ_ONCE(b->word) != word)
+			continue;
+		/* Linearized: between its two loads the word stood still. */
+		s->reply_csum += at & 1 ? (__u16)(csum << 8 | csum >> 8) : csum;
+		s->reply_len = at + len;
+		if (slot->heat < HEAT_MAX)
+			slot->heat++;
+		return FIND_HIT;
+	}
+	return found;
+}
+
+/* Clears every way that may be the key's, whichever memcached it is for. */
+static __always_inline void bucket_forget(struct bmc_bucket *b, __u64 hash)
+{
+	for (int i = 0; i < BMC_WAYS; i++) {
+		__u64 way = READ_ONCE(b->ways[i]);
+		struct bmc_slot *slot;
+
+		if (!way_is(way, hash))
+			continue;
+		WRITE_ONCE(b->ways[i], 0);
+		/* Tell the eviction. If the slot has a new owner by now, that
+		 * one loses an entry, nothing else.
+		 */
+		slot = way_slot(way);
+		if (slot)
+			WRITE_ONCE(slot->deadline, 0);
+	}
+}
+
+static __always_inline __u32 class_for(__u32 len)
+{
+	__u32 c = 0;
+
+	for (; c < BMC_CLASSES - 1; c++)
+		if (BMC_SLOT_TEXT + len + TEXT_PAD <=
+		    (__u32)class_units[c] << BMC_UNIT_SHIFT)
+			break;
+	return c;
+}
+
+static __always_inline __u32 class_slots(__u32 units)
+{
+	return (BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1;
+}
+
+/* Takes a slot if it can be had: makes its sequence number odd. */
+static __always_inline bool slot_take(struct bmc_slot *slot)
+{
+	__u32 seq = READ_ONCE(slot->seq);
+
+	return !(seq & 1) &&
+	       __sync_val_compare_and_swap(&slot->seq, seq, seq + 1) == seq;
+}
+
+static __always_inline void slot_release(struct bmc_slot *slot)
+{
+	/* Atomic for its barrier: the content is there before the number. */
+	(void)__sync_fetch_and_add(&slot->seq, 1);
+}
+
+/* Removes the way that leads to the slot, if its bucket still has it. */
+static __always_inline void slot_unlink(struct bmc_slot *slot, __u32 slab,
+					__u32 unit)
+{
+	struct bmc_bucket *b = cache_bucket(slot->hash);
+	__u64 way = way_make(slot->hash, slab, unit);
+
+	if (!b)
+		return;
+	for (int i = 0; i < BMC_WAYS; i++)
+		if (READ_ONCE(b->ways[i]) == way)
+			(void)__sync_val_compare_and_swap(&b->ways[i], way, 0);
+}
+
+/* Where this CPU's eviction hand stands in each class. */
+struct bmc_hand {
+	__u32 slab; /* + 1; 0: not started */
+	__u32 slot;
+};
+
+struct bmc_hands {
+	struct bmc_hand classes[BMC_CLASSES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bmc_hands);
+} bmc_hands SEC(".maps");
+
+/* A slot never used before, or -1: "slab << UNITS_SHIFT | unit". */
+static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c, __u32 units)
+{
+	struct bmc_class *class = &pool->classes[c];
+	__u32 slots = class_slots(units), slab, slot, older = 0;
+	struct bmc_slab_meta *meta;
+
+	if (READ_ONCE(class->taken) >= slots || !READ_ONCE(class->newest))
+		if (READ_ONCE(pool->slabs) >= cfg.slabs)
+			return -1;
+	bpf_spin_lock(&pool->lock);
+	if (class->newest && class->taken < slots) {
+		slab = class->newest - 1;
+		slot = class->taken++;
+		bpf_spin_unlock(&pool->lock);
+		return (__u64)slab << UNITS_SHIFT | slot * units;
+	}
+	if (pool->slabs >= cfg.slabs) {
+		bpf_spin_unlock(&pool->lock);
+		return -1;
+	}
+	slab = pool->slabs++;
+	older = class->newest;
+	class->newest = slab + 1;
+	class->taken = 1;
+	class->slabs++;
+	if (!class->first)
+		class->first = slab + 1;
+	bpf_spin_unlock(&pool->lock);
+
+	/* Until the chain is mended the hand takes it for shorter. */
+	meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+	if (meta)
+		meta->class = c;
+	if (older) {
+		older--;
+		meta = bpf_map_lookup_elem(&bmc_slab_meta, &older);
+		if (meta)
+			meta->next = slab + 1;
+	}
+	return (__u64)slab << UNITS_SHIFT;
+}
+
+/*
+ * The hand of a clock goes round the slots of a class (CLOCK, Corbato 1969,
+ * with a small count for a bit): what was hit since it last came by cools down
+ * and stays, what was not is the victim. If there is none within a few steps
+ * the newcomer is not admitted: those were hit, it was not yet. The victim is
+ * returned taken.
+ */
+static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c, __u32 units,
+					 __u64 now, __u64 epoch)
+{
+	struct bmc_class *class = &pool->classes[c];
+	__u32 zero = 0, slots = class_slots(units);
+	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
+	struct bmc_hand *hand;
+
+	if (!hands)
+		return -1;
+	hand = &hands->classes[c];
+	for (int i = 0; i < HAND_STEPS; i++) {
+		struct bmc_slab_meta *meta;
+		struct bmc_slot *slot;
+		__u32 slab, unit;
+
+		if (!hand->slab || hand->slot >= slots) {
+			__u32 next = 0;
+
+			if (hand->slab) {
+				slab = hand->slab - 1;
+				meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+				if (meta)
+					next = meta->next;
+			}
+			hand->slab = next ?: READ_ONCE(class->first);
+			hand->slot = 0;
+			if (!hand->slab)
+				return -1; /* the class has no slab at all */
+		}
+		slab = hand->slab - 1;
+		unit = hand->slot++ * units;
+		slot = slot_at(slab, unit);
+		if (!slot)
+			continue;
+		if (slot->heat && !slot_is_dead(slot, now, epoch)) {
+			slot->heat--;
+			continue;
+		}
+		if (!slot_take(slot))
+			continue;
+		if (slot->klen)
+			slot_unlink(slot, slab, unit);
+		return (__u64)slab << UNITS_SHIFT | unit;
+	}
+	return -1;
+}
+
+enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION };
+
+/*
+ * Which way of a locked bucket the key in s shall have: its own, an empty one,
+ * a dead one, or one that nobody asked for since the last time. The number of
+ * its word in the bucket, 1 to 7; 0 if there is none.
+ */
+__noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *s,
+			  __u64 now)
+{
+	int empty = 0, cold = 0;
+
+	if (!b || !s)
+		return 0;
+	for (int i = 0; i < BMC_WAYS; i++) {
+		__u64 way = READ_ONCE(b->ways[i]);
+		struct bmc_slot *slot = way ? way_slot(way) : NULL;
+
+		if (!slot) {
+			empty = i + 1;
+			continue;
+		}
+		if (way_is(way, s->hash) && slot_is((void *)slot, s))
+			return i + 1;
+		if (!way_is(way, slot->hash) || slot_is_dead(slot, now, s->epoch))
+			empty = i + 1; /* moved on, or nobody's any more */
+		else if (!slot->heat)
+			cold = i + 1;
+	}
+	return empty ?: cold;
+}
+
+/* Makes every entry of the bucket a little colder. */
+static __always_inline void bucket_cool(struct bmc_bucket *b)
+{
+	for (int i = 0; i < BMC_WAYS; i++) {
+		struct bmc_slot *slot = way_slot(READ_ONCE(b->ways[i]));
+
+		if (slot && slot->heat)
+			slot->heat--;
+	}
+}
+
+/* The ones' complement sum of the slot's text, padded with zeroes. */
+static __always_inline __u16 text_csum(__u8 *text, __u32 len)
+{
+	__s64 sum = 0;
+
+	*(__u32 *)(text + len) = 0;
+	len = (len + TEXT_PAD) & ~TEXT_PAD;
+	for (int i = 0; i < 3; i++) {
+		__u32 n = len > CSUM_CHUNK ? CSUM_CHUNK : len;
+
+		if (!n)
+			break;
+		sum = bpf_csum_diff(NULL, 0, (__be32 *)text, n, sum);
+		text += CSUM_CHUNK;
+		len -= n;
+	}
+	return csum_fold((__u32)sum);
+}
+
+/*
+ * Puts the text at `off` of the packet into the cache, for the key and the
+ * memcached in s, under a lease's words (W and G, clean when the request went
+ * to memcached). Succeeds only if since then no write to the bucket was seen,
+ * begun or pending: the value is then memcached's at this moment.
+ *
+ * No early return between taking the LOCK bit and giving it back.
+ */
+__noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off,
+			  __u32 len, __u64 word)
+{
+	struct bmc_global *g = cache_global();
+	__u32 zero = 0, c = class_for(len), units, slab, unit;
+	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+	__u64 now = bpf_ktime_get_coarse_ns(), old, life;
+	int done = FILL_ADMISSION;
+	__u64 *way;
+	__u32 n;
+	struct bmc_slot *slot;
+	struct bmc_bucket *b;
+	__s64 ref;
+
+	if (!s || !g || !pool || c >= BMC_CLASSES)
+		return FILL_RACED;
+	b = cache_bucket(s->hash);
+	if (!b || READ_ONCE(g->word) != s->epoch || len > BMC_REPLY_MAX || !len)
+		return FILL_RACED;
+	units = class_units[c];
+	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
+		return FILL_RACED;
+
+	n = bucket_way(b, s, now) & BMC_WAYS;
+	if (!n) {
+		bucket_cool(b);
+		goto unlock;
+	}
+	/* The way's own slot is used again if the size fits, else freed. */
+	way = &b->word + n;
+	old = READ_ONCE(*way);
+	ref = -1;
+	slot = old ? way_slot(old) : NULL;
+	if (slot && way_is(old, slot->hash) && slot_take(slot)) {
+		/* Between look and take it may have changed hands. */
+		if (way_is(old, slot->hash) && slot->class == c) {
+			ref = (__u32)old - 1;
+		} else {
+			if (way_is(old, slot->hash))
+				slot->deadline = 0;
+			slot_release(slot);
+		}
+	}
+	if (ref < 0) {
+		ref = slot_fresh(pool, c, units);
+		if (ref >= 0) {
+			slot = slot_at(ref >> UNITS_SHIFT, ref);
+			if (!slot || !slot_take(slot))
+				goto unlock;
+		} else {
+			ref = slot_victim(pool, c, units, now, s->epoch);
+		}
+		if (ref < 0)
+			goto unlock;
+	}
+	slab = ref >> UNITS_SHIFT;
+	unit = ref & (UNITS - 1);
+	slot = slot_at(slab, unit);
+	if (!slot)
+		goto unlock;
+
+	/* From here on the slot is ours: its number is odd. */
+	life = cfg.max_age < cfg.unknown_ttl ? cfg.max_age : cfg.unknown_ttl;
+	slot->hash = s->hash;
+	slot->epoch = s->epoch;
+	slot->deadline = now + life;
+	slot->addr[0] = s->request.peers.server[0];
+	slot->addr[1] = s->request.peers.server[1];
+	slot->vlan = s->request.peers.vlan;
+	slot->port = s->request.peers.server_port;
+	slot->len = len;
+	slot->klen = s->klen;
+	slot->heat = 0;
+	slot->class = c;
+	if (!skb_load(skb, off, slot_text(slot), len, BMC_REPLY_MAX)) {
+		slot->klen = 0;
+		slot->deadline = 0;
+		slot->hash = 0;
+		slot_release(slot);
+		goto unlock;
+	}
+	slot->csum = text_csum(slot_text(slot), len);
+	slot_release(slot);
+
+	WRITE_ONCE(*way, way_make(s->hash, slab, unit));
+	if (__sync_val_compare_and_swap(&b->word, word | BMC_LOCK,
+					word + BMC_GEN) == (word | BMC_LOCK))
+		return FILL_DONE;
+	done = FILL_RACED;
+	WRITE_ONCE(*way, 0);
+	WRITE_ONCE(slot->deadline, 0);
+unlock:
+	/* Never a store: writes have added to the word meanwhile. The new
+	 * generation keeps the word from ever coming back.
+	 */
+	(void)__sync_fetch_and_add(&b->word, BMC_GEN - BMC_LOCK);
+	return done;
+}
+
+#endif /* CACHE_BPF_H */

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * Leases and writes: when a reply may fill the cache, and how a write keeps it
+ * from doing so.
+ *
+ * A write, seen on its way in, moves the word of its key's bucket (GEN) and
+ * counts itself as pending (PEND) before memcached can see it, then clears the
+ * key's ways. When its reply leaves, it moves the word again and is no longer
+ * pending. Nothing is served, leased or filled in a bucket with a write
+ * pending, because memcached may have applied it or not.
+ *
+ * A GET that goes to memcached may take a lease: the words W and G, loaded
+ * clean before the GET went on. Its reply fills only if W is still the same,
+ * so that no write was seen from before the GET until after its reply.
+ *
+ * A write whose reply bmc cannot recognise (noreply, UDP, a stream that it does
+ * not follow) cannot be counted. It sets a quarantine instead, before it moves
+ * the word: no lease from the bucket for BMC_APPLY_NS. The reader loads in the
+ * opposite order: word, then quarantine.
+ *
+ * A reply must be the reply to the very GET that took the lease. Clients reuse
+ * their request ids, so an older reply to the same id may still be on its way.
+ * Every UDP request that goes on is therefore noted by client and id in
+ * bmc_senders, and a lease is given only if nothing else can be outstanding
+ * under that name: all its requests are answered, or the last one is so old
+ * (BMC_REPLY_NS) that its reply is lost. A cell looks like this:
+ *
+ *   bits 40-63  name, from the hash of client, memcached and id
+ *   bits 32-39  requests outstanding; SENDERS_MANY: unknown
+ *   bits 0-31   when the last one went on, in 2^20 ns
+ *
+ * Two names that want one cell, or a request that may get several replies (more
+ * than one key or command), make the number unknown until the cell has been
+ * quiet for BMC_REPLY_NS.
+ */
+#ifndef LEASE_BPF_H
+#define LEASE_BPF_H
+
+enum {
+	BMC_REPLY_NS = 1000000000, /* no reply of memcached is older */
+	BMC_APPLY_NS = 1000000000, /* no write is applied later */
+	BMC_LOST_S = 10, /* a write still pending then has lost its reply */
+	SENDERS_MANY = 0xff,
+	SENDERS_SHIFT = 32,
+	SENDERS_NAME = 40,
+	SENDERS_TICK = 20, /* 2^20 ns */
+};
+
+/* The name under which client and request id are noted. */
+static __always_inline __u64 request_hash(const struct bmc_request *r)
+{
+	const __u64 *w = (const void *)r;
+	__u64 sum = cfg.seed[1];
+
+	_Static_assert(sizeof(*r) == 6 * sizeof(__u64), "six words, no holes");
+	for (int i = 0; i < 6; i++)
+		sum += hash_word(i, w[i]);
+	return hash_end(sum, sizeof(*r));
+}
+
+static __always_inline __u64 *sender_cell(__u64 hash)
+{
+	__u32 i = hash & (cfg.senders - 1);
+
+	return bpf_map_lookup_elem(&bmc_senders, &i);
+}
+
+/*
+ * Notes a UDP request that goes on to memcached; `one` if it can only get one
+ * reply. Returns whether its reply will be recognised beyond doubt.
+ */
+static __always_inline bool sender_ask(__u64 hash, bool one, __u64 now)
+{
+	__u64 *cell = sender_cell(hash), old, new, tick = (__u32)(now >> SENDERS_TICK);
+	__u64 name = hash >> SENDERS_NAME;
+	bool alone;
+
+	if (!cell)
+		return false;
+	for (int i = 0; i < 4; i++) {
+		__u32 out, quiet;
+
+		old = READ_ONCE(*cell);
+		out = (old >> SENDERS_SHIFT) & 0xff;
+		quiet = (__u32)(tick - old) > BMC_REPLY_NS >> SENDERS_TICK;
+		alone = !out || quiet;
+		if (!one || (!alone && (out >= SENDERS_MANY - 1 ||
+					old >> SENDERS_NAME != name)))
+			out = SENDERS_MANY;
+		else
+			out = alone ? 1 : out + 1;
+		new = name << SENDERS_NAME | (__u64)out << SENDERS_SHIFT | tick;
+		if (__sync_val_compare_and_swap(cell, old, new) == old)
+			return alone && one;
+	}
+	/* Too much of a crowd to count. */
+	new = name << SENDERS_NAME | (__u64)SENDERS_MANY << SENDERS_SHIFT | tick;
+	(void)__sync_lock_test_and_set(cell, new);
+	return false;
+}
+
+/* Notes a UDP reply. */
+static __always_inline void sender_answer(__u64 hash)
+{
+	__u64 *cell = sender_cell(hash), old;
+
+	if (!cell)
+		return;
+	for (int i = 0; i < 4; i++) {
+		__u32 out;
+
+		old = READ_ONCE(*cell);
+		out = (old >> SENDERS_SHIFT) & 0xff;
+		if (!out || out == SENDERS_MANY ||
+		    old >> SENDERS_NAME != hash >> SENDERS_NAME)
+			return;
+		if (__sync_val_compare_and_swap(cell, old,
+						old - (1ULL << SENDERS_SHIFT)) == old)
+			return;
+	}
+}
+
+static __always_inline struct bmc_quarantine *quarantine_of(__u32 bucket)
+{
+	__u32 i = bucket & (BMC_QUARANTINES - 1);
+
+	return bpf_map_lookup_elem(&bmc_quarantine, &i);
+}
+
+static __always_inline struct bmc_lease *lease_at(__u64 request)
+{
+	__u32 i = (request >> 8) & (cfg.leases - 1);
+
+	return bpf_map_lookup_elem(&bmc_leases, &i);
+}
+
+/*
+ * The bucket has writes pending. If the last of them came very long ago their
+ * replies were lost (memcached gone, an interface detached): count them out.
+ */
+static __always_inline void bucket_reap(struct bmc_scratch *s,
+					struct bmc_quarantine *q, __u64 now)
+{
+	struct bmc_bucket *b = cache_bucket(s->hash);
+	__u64 word = s->word;
+
+	if (!b || !(word & (BMC_GEN - BMC_PEND)) ||
+	    now - READ_ONCE(q->pending) < BMC_LOST_S * 1000000000ULL)
+		return;
+	(void)__sync_val_compare_and_swap(
+		&b->word, word, (word & ~(__u64)(BMC_GEN - BMC_PEND)) + BMC_GEN);
+}
+
+/*
+ * A GET for the one key in s, which cache_find() did not find, goes on to
+ * memcached: lease its bucket if that is safe. A lease may be overwritten by
+ * another request's: that one only loses its right to fill.
+ */
+static __always_inline void lease_take(struct bmc_scratch *s, struct bmc_stats *st)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), request = request_hash(&s->request);
+	struct bmc_quarantine *q = quarantine_of(bucket_of(s->hash));
+	struct bmc_global *g = cache_global();
+	struct bmc_lease *lease = lease_at(request);
+
+	if (!sender_ask(request, true, now)) {
+		st->lease_outstanding++;
+		return;
+	}
+	if (!q || !g || !lease)
+		return;
+	if (!is_clean(s->word) || !is_clean(s->epoch)) {
+		bucket_reap(s, q, now);
+		st->lease_dirty++;
+		return;
+	}
+	smp_rmb();
+	if (now < READ_ONCE(q->until) || now < READ_ONCE(g->quarantine)) {
+		st->lease_quarantine++;
+		return;
+	}
+	bpf_spin_lock(&lease->lock);
+	lease->live = 1;
+	lease->request = s->request;
+	lease->hash = s->hash;
+	lease->klen = s->klen;
+	lease->word = s->word;
+	lease->epoch = s->epoch;
+	bpf_spin_unlock(&lease->lock);
+	st->leases++;
+}
+
+/* Any other UDP request goes on to memcached. */
+static __always_inline void lease_refuse(struct bmc_scratch *s)
+{
+	sender_ask(request_hash(&s->request), false, bpf_ktime_get_coarse_ns());
+}
+
+/*
+ * The reply to s->request leaves, its first datagram: take the lease back that
+ * its request may have. Returns the lease's W, 0 if there is none; the key's
+ * hash and length and G are then in s.
+ */
+static __always_inline __u64 lease_return(struct bmc_scratch *s)
+{
+	__u64 request = request_hash(&s->request), word = 0;
+	const __u64 *mine = (void *)&s->request, *its;
+	struct bmc_lease *lease = lease_at(request);
+
+	sender_answer(request);
+	if (!lease || !READ_ONCE(lease->live))
+		return 0;
+	its = (void *)&lease->request;
+	bpf_spin_lock(&lease->lock);
+	if (lease->live && its[0] == mine[0] && its[1] == mine[1] &&
+	    its[2] == mine[2] && its[3] == mine[3] && its[4] == mine[4] &&
+	    its[5] == mine[5]) {
+		lease->live = 0;
+		s->hash = lease->hash;
+		s->klen = lease->klen;
+		s->epoch = lease->epoch;
+		word = lease->word;
+	}
+	bpf_spin_unlock(&lease->lock);
+	return word;
+}
+
+/*
+ * A write of the key with this hash is on its way in. With `pending` its reply
+ * will be followed: write_end() or write_abandon() must come. Without, nobody
+ * will tell when it is applied.
+ */
+static __always_inline void write_begin(__u64 hash, bool pending)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
+	struct bmc_bucket *b = cache_bucket(hash);
+
+	if (!b || !q)
+		return;
+	if (pending)
+		WRITE_ONCE(q->pending, now);
+	else
+		WRITE_ONCE(q->until, now + BMC_APPLY_NS);
+	(void)__sync_fetch_and_add(&b->word, pending ? BMC_GEN + BMC_PEND : BMC_GEN);
+	bucket_forget(b, hash);
+}
+
+/*
+ * The reply to a pending write leaves. Not a plain addition: if the write was
+ * given up for lost, its count is gone already.
+ */
+static __always_inline void write_end(__u32 bucket)
+{
+	struct bmc_bucket *b = bpf_map_lookup_elem(&bmc_index, &bucket);
+
+	if (!b)
+		return;
+	for (int i = 0; i < 16; i++) {
+		__u64 old = READ_ONCE(b->word);
+
+		if (!(old & (BMC_GEN - BMC_PEND)))
+			return;
+		if (__sync_val_compare_and_swap(&b->word, old,
+						old + BMC_GEN - BMC_PEND) == old)
+			return;
+	}
+	/* Left to bucket_reap(). */
+}
+
+/* The reply to a pending write will not be recognised after all. */
+static __always_inline void write_abandon(__u32 bucket)
+{
+	struct bmc_quarantine *q = quarantine_of(bucket);
+
+	if (q)
+		WRITE_ONCE(q->until, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+	write_end(bucket);
+}
+
+/* Every entry may have changed, by a write that cannot be followed. */
+static __always_inline void flush_all(__u64 now)
+{
+	struct bmc_global *g = cache_global();
+
+	if (!g)
+		return;
+	WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
+	(void)__sync_fetch_and_add(&g->word, BMC_GEN);
+}
+
+#endif /* LEASE_BPF_H */

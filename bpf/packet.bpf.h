@@ -1,0 +1,510 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * Frames: from Ethernet to the memcached text, and from a request to its
+ * reply. XDP and TC share all of it: they differ only in where a frame begins
+ * and ends (data, data_end) and in how it grows.
+ */
+#ifndef PACKET_BPF_H
+#define PACKET_BPF_H
+
+enum {
+	ETH_P_IP = 0x0800,
+	ETH_P_IPV6 = 0x86dd,
+	ETH_P_8021Q = 0x8100,
+	ETH_P_8021AD = 0x88a8,
+	IPPROTO_HOPOPTS = 0,
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+	IPPROTO_ROUTING = 43,
+	IPPROTO_FRAGMENT = 44,
+	IPPROTO_DSTOPTS = 60,
+	IP_MF = 0x2000,
+	IP_OFFSET = 0x1fff,
+	VLAN_VID = 0x0fff,
+	VLAN_SHIFT = 12,
+	UDP_LEN = 8,
+	FRAME_LEN = 8, /* memcached's own header in each datagram */
+	TEXT_MAX = 1472, /* of a request: what an Ethernet frame can hold */
+	REPLY_TTL = 64,
+};
+
+/* What packet_parse() found; below zero: -COUNTER(...) of why it is left alone. */
+enum packet { PACKET_OTHER = 0, PACKET_UDP, PACKET_TCP };
+
+/* Which way the packet goes, seen from memcached. */
+enum way { WAY_IN, WAY_OUT };
+
+/* The counters as numbers, so that a parser can return one. */
+#define COUNTER(name) ((int)(offsetof(struct bmc_stats, name) / sizeof(__u64)))
+
+static __always_inline bool is_memcached_port(__be16 port)
+{
+	for (__u32 i = 0; i < BMC_PORTS_MAX && i < cfg.nr_ports; i++)
+		if (cfg.ports[i] == port)
+			return true;
+	return false;
+}
+
+/*
+ * Offsets and lengths come as __u64 through barrier_var() before they are
+ * checked: clang would otherwise check one copy, 32 bits wide, and use another
+ * that the verifier takes for unbounded (clang 14 to 19, Linux 6.18).
+ */
+
+/* Whether bmc may answer this client: --allow. */
+static __always_inline bool is_allowed4(__be32 addr)
+{
+	for (__u32 i = 0; i < BMC_ALLOW_MAX && i < cfg.nr_allow4; i++)
+		if ((addr & cfg.allow4[i].mask) == cfg.allow4[i].net)
+			return true;
+	return false;
+}
+
+static __always_inline bool is_allowed6(const __u64 addr[2])
+{
+	for (__u32 i = 0; i < BMC_ALLOW_MAX && i < cfg.nr_allow6; i++)
+		if ((addr[0] & cfg.allow6[i].mask[0]) == cfg.allow6[i].net[0] &&
+		    (addr[1] & cfg.allow6[i].mask[1]) == cfg.allow6[i].net[1])
+			return true;
+	return false;
+}
+
+static __always_inline bool is_mapped(const __u64 addr[2])
+{
+	return !addr[0] && (__u32)addr[1] == 0xffff0000;
+}
+
+static __always_inline __u64 mapped(__be32 addr)
+{
+	return (__u64)addr << 32 | 0xffff0000;
+}
+
+/*
+ * Ethernet, tags, IP and the ports. Sets request.peers, mac, ip*, l4, l4_len.
+ * request.peers.vlan holds, on entry, the tag that the kernel keeps outside
+ * the frame (TC), shifted in by one id: the frame's own tags come after it.
+ * Needs the headers in linear memory; l4_len is checked against `len`, the
+ * whole frame. Says OTHER for anything that is not memcached's.
+ */
+static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
+					enum way way, bool tag_outside,
+					struct bmc_scratch *s)
+{
+	struct bmc_peers *peers = &s->request.peers;
+	__u64 src[2] = {}, dst[2] = {};
+	__u32 vlan = peers->vlan, off = sizeof(struct ethhdr);
+	__u32 shift = tag_outside ? VLAN_SHIFT : 0;
+	__u32 l4, l4_end;
+	bool fragment = false, options = false;
+	struct ethhdr *eth = data;
+	struct udphdr *l4h;
+	__u16 proto;
+	__u8 next;
+
+	if (data + sizeof(s->mac) > data_end)
+		return PACKET_OTHER;
+	proto = bpf_ntohs(eth->h_proto);
+	for (int i = 0; i < 2; i++) {
+		struct vlan_hdr *tag = data + off;
+
+		if (proto != ETH_P_8021Q && proto != ETH_P_8021AD)
+			break;
+		if ((void *)(tag + 1) > data_end || shift > VLAN_SHIFT)
+			return PACKET_OTHER;
+		vlan |= (bpf_ntohs(tag->h_vlan_TCI) & VLAN_VID) << shift;
+		proto = bpf_ntohs(tag->h_vlan_encapsulated_proto);
+		shift += VLAN_SHIFT;
+		off += sizeof(*tag);
+	}
+
+	if (proto == ETH_P_IP) {
+		struct iphdr *ip = data + off;
+		__u32 ihl;
+
+		if ((void *)(ip + 1) > data_end)
+			return PACKET_OTHER;
+		next = ip->protocol;
+		if (next != IPPROTO_UDP && next != IPPROTO_TCP)
+			return PACKET_OTHER;
+		if (bpf_ntohs(ip->frag_off) & IP_OFFSET)
+			return PACKET_OTHER; /* no ports in there */
+		fragment = bpf_ntohs(ip->frag_off) & IP_MF;
+		ihl = (ip->version_ihl & 0xf) * 4;
+		if (ip->version_ihl >> 4 != 4 || ihl < sizeof(*ip))
+			return PACKET_OTHER;
+		options = ihl != sizeof(*ip);
+		src[1] = mapped(ip->saddr);
+		dst[1] = mapped(ip->daddr);
+		s->ip_first = *(__u32 *)ip;
+		s->ip_id = ip->id;
+		l4 = off + ihl;
+		l4_end = off + bpf_ntohs(ip->tot_len);
+	} else if (proto == ETH_P_IPV6) {
+		struct ipv6hdr *ip = data + off;
+
+		if ((void *)(ip + 1) > data_end)
+			return PACKET_OTHER;
+		next = ip->nexthdr;
+		l4 = off + sizeof(*ip);
+		l4_end = l4 + bpf_ntohs(ip->payload_len);
+		__builtin_memcpy(src, ip->saddr, sizeof(src));
+		__builtin_memcpy(dst, ip->daddr, sizeof(dst));
+		/* An address of the other family has no business here, and
+		 * would be taken for it later.
+		 */
+		if (is_mapped(src) || is_mapped(dst))
+			return PACKET_OTHER;
+		s->ip_first = ip->version_class_label;
+		/* One extension header is looked behind, to count it. */
+		if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING ||
+		    next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT) {
+			__u8 *ext = (void *)(ip + 1);
+
+			if ((void *)(ext + 8) > data_end)
+				return PACKET_OTHER;
+			if (next == IPPROTO_FRAGMENT) {
+				if (ext[2] || ext[3] & 0xf8)
+					return PACKET_OTHER;
+				fragment = true;
+				l4 += 8;
+			} else {
+				options = true;
+				l4 += (ext[1] + 1) * 8;
+			}
+			next = ext[0];
+		}
+		if (next != IPPROTO_UDP && next != IPPROTO_TCP)
+			return PACKET_OTHER;
+	} else {
+		return PACKET_OTHER;
+	}
+
+	l4h = data + l4;
+	if ((void *)(l4h + 1) > data_end)
+		return PACKET_OTHER;
+	if (way == WAY_IN) {
+		if (!is_memcached_port(l4h->dest))
+			return PACKET_OTHER;
+		peers->client[0] = src[0];
+		peers->client[1] = src[1];
+		peers->server[0] = dst[0];
+		peers->server[1] = dst[1];
+		peers->client_port = l4h->source;
+		peers->server_port = l4h->dest;
+	} else {
+		if (!is_memcached_port(l4h->source))
+			return PACKET_OTHER;
+		peers->client[0] = dst[0];
+		peers->client[1] = dst[1];
+		peers->server[0] = src[0];
+		peers->server[1] = src[1];
+		peers->client_port = l4h->dest;
+		peers->server_port = l4h->source;
+	}
+	peers->vlan = vlan;
+	s->mac[0] = ((__u64 *)data)[0];
+	s->mac[1] = ((__u64 *)data)[1];
+	s->mac[2] = ((__u64 *)data)[2];
+	s->ip = off;
+	s->l4 = l4;
+	s->l4_len = l4_end - l4;
+	if (next == IPPROTO_TCP)
+		return fragment || options ? PACKET_OTHER : PACKET_TCP;
+	if (fragment)
+		return -COUNTER(pass_fragment);
+	if (options)
+		return -COUNTER(pass_header);
+	if (l4_end > len || l4_end < l4 + UDP_LEN ||
+	    l4_end - l4 != bpf_ntohs(l4h->len))
+		return -COUNTER(pass_length);
+	return PACKET_UDP;
+}
+
+/* The eight bytes before offset `end`. */
+static __always_inline bool word_before(void *data, void *data_end, __u64 end,
+					__u64 *w)
+{
+	__u64 at = end - 8;
+
+	/* Not data + end - 8: the verifier refuses a negative step. */
+	barrier_var(at);
+	if (at > 2 * HEAD_MAX + TEXT_MAX)
+		return false;
+	data += at;
+	if (data + 8 > data_end)
+		return false;
+	*w = *(__u64 *)data;
+	return true;
+}
+
+/*
+ * The datagram of a UDP request, after packet_parse() and with all of it in
+ * linear memory: memcached's frame header and "get ...\r\n". Sets request.id,
+ * text, text_len. Returns 0, or -COUNTER(...) of why bmc leaves it alone;
+ * text_len is 0 if memcached will not read the text either.
+ */
+static __always_inline int request_parse(void *data, void *data_end,
+					 struct bmc_scratch *s)
+{
+	const struct bmc_peers *peers = &s->request.peers;
+	__u64 l4 = s->l4, len = (__u32)(s->l4_len - UDP_LEN - FRAME_LEN);
+	__u64 frame;
+	__u8 *text;
+
+	s->text_len = 0;
+	barrier_var(l4);
+	barrier_var(len);
+	if (s->l4_len <= UDP_LEN + FRAME_LEN)
+		return -COUNTER(pass_frame);
+	if (l4 > HEAD_MAX || len > TEXT_MAX)
+		return -COUNTER(pass_length);
+	text = data + l4 + UDP_LEN + FRAME_LEN;
+	if ((void *)text > data_end)
+		return -COUNTER(pass_length);
+	frame = *(__u64 *)(text - FRAME_LEN);
+	/* doc/protocol.txt: id, sequence 0, total 1; the rest is reserved. */
+	if ((__u32)(frame >> 16) != 0x01000000)
+		return -COUNTER(pass_frame);
+	s->request.id = (__u16)frame;
+	s->text = l4 + UDP_LEN + FRAME_LEN;
+	s->text_len = len;
+
+	/* Multicast and broadcast are nobody's in particular. */
+	if (s->mac[0] & 1 || !peers->client_port)
+		return -COUNTER(pass_address);
+	if (is_mapped(peers->client) ? !is_allowed4(peers->client[1] >> 32) :
+				       !is_allowed6(peers->client))
+		return -COUNTER(pass_source);
+	if (len < GET_LEN || (void *)text + GET_LEN > data_end ||
+	    *(__u32 *)text != TEXT_GET)
+		return -COUNTER(pass_command);
+	if (!word_before(data, data_end, s->text + len, &frame))
+		return -COUNTER(pass_length);
+	return frame >> 48 == TEXT_CRLF ? 0 : -COUNTER(pass_line);
+}
+
+/*
+ * The key that starts at offset `off`: its words, length and hash, and in
+ * `next` where the one behind it starts. Word by word, until one holds a byte
+ * that ends a key. Returns 0 or -COUNTER(...).
+ */
+static __always_inline int request_key(void *data, void *data_end, __u32 off,
+				       struct bmc_scratch *s)
+{
+	__u64 from = off, end = s->text + s->text_len;
+	__u64 sum = 0, w, ends, first = 0;
+	__u32 klen = 0;
+	__u8 *p;
+
+	barrier_var(from);
+	barrier_var(end);
+	if (from > HEAD_MAX + TEXT_MAX || end > HEAD_MAX + TEXT_MAX || from >= end)
+		return -COUNTER(pass_line);
+	p = data + from;
+	for (__u32 i = 0; i < KEY_WORDS + 1; i++, p += 8) {
+		if ((void *)p + 8 <= data_end) {
+			w = *(__u64 *)p;
+		} else {
+			/* The text's last bytes: at most 7, the line end among
+			 * them, taken from the word that ends with the text.
+			 */
+			__u32 left = end - from - i * 8;
+
+			if (left - 1 > 6 || !word_before(data, data_end, end, &w))
+				return -COUNTER(pass_line);
+			w >>= 64 - left * 8;
+		}
+		ends = word_ends(w);
+		if (ends) {
+			first = word_first(ends);
+			w &= first - 1;
+			s->key[i] = w;
+			sum += hash_word(i, w);
+			klen = i * 8 + word_count(first);
+			break;
+		}
+		s->key[i] = w;
+		sum += hash_word(i, w);
+	}
+	if (first && !klen)
+		return -COUNTER(pass_line);
+	if (!first || klen > BMC_KEY_MAX)
+		return -COUNTER(pass_key);
+
+	s->klen = klen;
+	s->hash = hash_end(sum, klen);
+	from += klen;
+	p = data + from;
+	if ((void *)p + 2 > data_end)
+		return -COUNTER(pass_line);
+	if (*(__u16 *)p == TEXT_CRLF && from + 2 == end)
+		s->next = 0;
+	else if (*p == ' ')
+		s->next = from + 1;
+	else
+		return *p == '\r' || *p == '\n' ? -COUNTER(pass_line) :
+						  -COUNTER(pass_key);
+	return 0;
+}
+
+/* bpf_skb_load_bytes() of 1 to `max` bytes; anything else is refused. */
+static __always_inline bool skb_load(struct __sk_buff *skb, __u32 off, void *to,
+				     __u64 len, __u32 max)
+{
+	/* From 0 up, so that the verifier sees that len is not 0. */
+	len--;
+	barrier_var(len);
+	return len < max && !bpf_skb_load_bytes(skb, off, to, len + 1);
+}
+
+/* Ones' complement arithmetic on sums of 32-bit words (RFC 1071). */
+static __always_inline __u64 csum_word(__u64 w)
+{
+	return (w & 0xffffffff) + (w >> 32);
+}
+
+static __always_inline __u16 csum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+static __always_inline __u64 csum_peers(const struct bmc_peers *peers, __u32 len)
+{
+	/* The ffff of a mapped address is zero in ones' complement. */
+	return csum_word(peers->client[0]) + csum_word(peers->client[1]) +
+	       csum_word(peers->server[0]) + csum_word(peers->server[1]) +
+	       ((__u64)IPPROTO_UDP << 8) + bpf_htons(len);
+}
+
+enum intact { INTACT_NO = 0, INTACT_YES, INTACT_PARTIAL };
+
+/*
+ * Whether the request is what its sender sent. The stack would check it; a hit
+ * never gets there. A sender on this machine leaves the checksum to hardware
+ * that does not exist: its field holds the sum of the addresses only
+ * (CHECKSUM_PARTIAL), and nothing can have damaged the rest. One request in
+ * 65536 looks like both; with `sure` it is taken for neither.
+ */
+static __always_inline int request_intact(void *data, void *data_end,
+					  const struct bmc_scratch *s, bool sure)
+{
+	__u64 len = s->l4_len, l4 = s->l4, i;
+	__u64 pseudo, sum = 0, w;
+	__u8 *p;
+	bool partial;
+	__u16 check;
+
+	barrier_var(l4);
+	barrier_var(len);
+	if (l4 > HEAD_MAX || len > TEXT_MAX + UDP_LEN + FRAME_LEN ||
+	    len < UDP_LEN + FRAME_LEN)
+		return INTACT_NO;
+	p = data + l4;
+	if ((void *)p + UDP_LEN > data_end)
+		return INTACT_NO;
+	check = ((struct udphdr *)p)->check;
+	if (!check)
+		return is_mapped(s->request.peers.client) ? INTACT_YES : INTACT_NO;
+	pseudo = csum_peers(&s->request.peers, len);
+	partial = check == csum_fold(pseudo);
+	if (partial && !sure)
+		return INTACT_PARTIAL;
+	for (i = 0; i < (TEXT_MAX + UDP_LEN + FRAME_LEN) / 8; i++, p += 8) {
+		if (i * 8 + 8 > len)
+			break;
+		if ((void *)p + 8 > data_end)
+			return INTACT_NO;
+		sum += csum_word(*(__u64 *)p);
+	}
+	if (len & 7) {
+		if (!word_before(data, data_end, l4 + len, &w))
+			return INTACT_NO;
+		sum += csum_word(w >> (64 - (len & 7) * 8));
+	}
+	if (csum_fold(pseudo + sum) != 0xffff)
+		return partial ? INTACT_PARTIAL : INTACT_NO;
+	return partial ? INTACT_NO : INTACT_YES;
+}
+
+/*
+ * Turns the text in s->frame into the whole reply frame: END behind it, the
+ * headers of the request, answered, in front. Returns the offset of its first
+ * byte in s->frame; the frame is s->text + s->reply_len + END_LEN long. With
+ * `partial` the checksum covers the addresses only, for whoever completes it.
+ */
+static __always_inline __u32 reply_build(struct bmc_scratch *s, bool partial)
+{
+	const struct bmc_peers *peers = &s->request.peers;
+	__u32 len = s->reply_len, udp_len, start;
+	__u64 dst = s->mac[0] & 0xffffffffffffULL, sum;
+	__u64 src = s->mac[0] >> 48 | (s->mac[1] & 0xffffffff) << 16;
+	__u64 end = TEXT_END_, id = s->request.id;
+	__u8 *text = s->frame + HEAD_MAX, *ip, *l2;
+
+	if (len > BMC_REPLY_MAX || s->text > HEAD_MAX)
+		return 0;
+	start = HEAD_MAX - s->text;
+
+	/* "END\r\n", summed at its place: an odd one swaps the bytes. */
+	end |= (__u64)'\n' << 32;
+	*(__u32 *)(text + len) = (__u32)end;
+	text[len + 4] = '\n';
+	sum = s->reply_csum;
+	sum += len & 1 ? csum_word(end << 8) : csum_word(end);
+
+	udp_len = UDP_LEN + FRAME_LEN + len + END_LEN;
+	l2 = s->frame + start;
+	*(__u64 *)l2 = src | dst << 48;
+	*(__u64 *)(l2 + 8) = dst >> 16 | (s->mac[1] >> 32 << 32);
+	*(__u64 *)(l2 + 16) = s->mac[2];
+
+	if (is_mapped(peers->client)) {
+		__u32 total = sizeof(struct iphdr) + udp_len;
+		__u64 check;
+
+		ip = text - FRAME_LEN - UDP_LEN - sizeof(struct iphdr);
+		/* No DF: what the path cannot carry whole may be split. */
+		*(__u32 *)ip = (s->ip_first & 0xffff) |
+				(__u32)bpf_htons(total) << 16;
+		*(__u32 *)(ip + 4) = s->ip_id;
+		*(__u32 *)(ip + 8) = REPLY_TTL | IPPROTO_UDP << 8;
+		*(__u32 *)(ip + 12) = peers->server[1] >> 32;
+		*(__u32 *)(ip + 16) = peers->client[1] >> 32;
+		check = (__u64)*(__u32 *)ip + *(__u32 *)(ip + 4) +
+			*(__u32 *)(ip + 8) + (peers->server[1] >> 32) +
+			(peers->client[1] >> 32);
+		*(__u16 *)(ip + 10) = ~csum_fold(check);
+	} else {
+		ip = text - FRAME_LEN - UDP_LEN - sizeof(struct ipv6hdr);
+		*(__u32 *)ip = s->ip_first;
+		*(__u32 *)(ip + 4) = bpf_htons(udp_len) | IPPROTO_UDP << 16 |
+				     REPLY_TTL << 24;
+		*(__u64 *)(ip + 8) = peers->server[0];
+		*(__u64 *)(ip + 16) = peers->server[1];
+		*(__u64 *)(ip + 24) = peers->client[0];
+		*(__u64 *)(ip + 32) = peers->client[1];
+	}
+
+	if (partial) {
+		sum = csum_fold(csum_peers(peers, udp_len));
+	} else {
+		sum += csum_peers(peers, udp_len) + peers->server_port +
+		       peers->client_port + bpf_htons(udp_len) + id +
+		       bpf_htons(1);
+		sum = (__u16)~csum_fold(sum);
+		if (!sum)
+			sum = 0xffff; /* RFC 768: zero would mean none */
+	}
+	*(__u64 *)(text - FRAME_LEN - UDP_LEN) =
+		peers->server_port | (__u64)peers->client_port << 16 |
+		(__u64)bpf_htons(udp_len) << 32 | sum << 48;
+	/* The same id, sequence 0, total 1. */
+	*(__u64 *)(text - FRAME_LEN) = id | (__u64)bpf_htons(1) << 32;
+	return start;
+}
+
+#endif /* PACKET_BPF_H */

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * A GET answered: the two carriers, XDP frames and skbs, brought to the code
+ * that they share.
+ *
+ * The functions that take a packet apart are global: the verifier checks each
+ * once, on its own, and a caller sees only a number, instead of every path
+ * through the headers times every path through the keys. What they find out is
+ * in the scratch memory.
+ */
+#ifndef SERVE_BPF_H
+#define SERVE_BPF_H
+
+enum {
+	TC_ACT_UNSPEC = -1, /* TCX_NEXT: the next one's turn */
+	PACKET_HOST = 0,
+	LOOPBACK_IFINDEX = 1,
+	HEADERS_LINEAR = 128, /* what packet_parse() may want to see */
+	/* Room in front of a frame that XDP_TX leaves to drivers, of the 256
+	 * bytes that XDP guarantees.
+	 */
+	HEAD_GROWTH = 192,
+};
+
+static __always_inline struct bmc_scratch *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_scratch, &zero);
+}
+
+static __always_inline struct bmc_stats *stats(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_stats, &zero);
+}
+
+#define DATA(ctx) ((void *)(long)(ctx)->data)
+#define DATA_END(ctx) ((void *)(long)(ctx)->data_end)
+
+/* PACKET_UDP: a GET whose keys can be looked at; else it is not for XDP. */
+__noinline int xdp_request(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	void *data = DATA(ctx), *data_end = DATA_END(ctx);
+	int found;
+
+	if (!s)
+		return PACKET_OTHER;
+	s->request.peers.vlan = 0;
+	found = packet_parse(data, data_end, data_end - data, WAY_IN, false, s);
+	if (found != PACKET_UDP)
+		return found;
+	return request_parse(data, data_end, s) ?: PACKET_UDP;
+}
+
+__noinline int xdp_key(struct xdp_md *ctx, struct bmc_scratch *s, __u32 off)
+{
+	return s ? request_key(DATA(ctx), DATA_END(ctx), off, s) : -1;
+}
+
+__noinline int xdp_intact(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	return s ? request_intact(DATA(ctx), DATA_END(ctx), s, false) : INTACT_NO;
+}
+
+__noinline int tc_packet(struct __sk_buff *skb, struct bmc_scratch *s, int way)
+{
+	bool tag = skb->vlan_present;
+
+	if (!s)
+		return PACKET_OTHER;
+	s->request.peers.vlan = tag ? skb->vlan_tci & VLAN_VID : 0;
+	return packet_parse(DATA(skb), DATA_END(skb), skb->len,
+			    way == WAY_IN ? WAY_IN : WAY_OUT, tag, s);
+}
+
+__noinline int tc_request(struct __sk_buff *skb, struct bmc_scratch *s)
+{
+	return s ? request_parse(DATA(skb), DATA_END(skb), s) :
+		   -COUNTER(pass_length);
+}
+
+__noinline int tc_key(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off)
+{
+	return s ? request_key(DATA(skb), DATA_END(skb), off, s) : -1;
+}
+
+__noinline int tc_intact(struct __sk_buff *skb, struct bmc_scratch *s)
+{
+	return s ? request_intact(DATA(skb), DATA_END(skb), s, true) : INTACT_NO;
+}
+
+/* Makes the first `want` bytes of the skb linear, if it has as many. */
+static __always_inline bool tc_linear(struct __sk_buff *skb, __u32 want)
+{
+	__u32 linear = skb->data_end - skb->data;
+
+	if (want > skb->len)
+		want = skb->len;
+	return linear >= want || !bpf_skb_pull_data(skb, want);
+}
+
+static __always_inline void count_served(struct bmc_stats *st, __u32 keys)
+{
+	st->get_requests++;
+	st->get_keys += keys;
+	st->hits += keys;
+}
+
+static __always_inline void count(struct bmc_stats *st, int counter)
+{
+	if (counter > 0 && counter < (int)(sizeof(*st) / sizeof(__u64)))
+		((__u64 *)st)[counter]++;
+}
+
+/* Answers the GET if every key is there; else the frame is as it came. */
+static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	struct bmc_stats *st = stats();
+	__u32 keys, off, start, len;
+	int grow, intact;
+
+	if (!st || xdp_request(ctx, s) != PACKET_UDP)
+		return XDP_PASS;
+	s->reply_len = 0;
+	s->reply_csum = 0;
+	off = s->text + GET_LEN;
+	for (keys = 1; keys <= BMC_KEYS_MAX; keys++) {
+		if (xdp_key(ctx, s, off) || cache_find(s) != FIND_HIT)
+			return XDP_PASS;
+		off = s->next;
+		if (!off)
+			break;
+	}
+	if (off)
+		return XDP_PASS;
+	/* On an skb that has its checksum completed later, XDP would have to
+	 * keep the headers where they are: bmc_rx_tc does.
+	 */
+	intact = xdp_intact(ctx, s);
+	if (!intact || (intact == INTACT_PARTIAL && cfg.generic))
+		return XDP_PASS;
+
+	start = reply_build(s, false);
+	len = s->text + s->reply_len + END_LEN;
+	grow = len - (__u32)(ctx->data_end - ctx->data);
+	if (start >= HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX || !len)
+		return XDP_PASS;
+	if (grow > 0 && grow <= HEAD_GROWTH) {
+		if (bpf_xdp_adjust_head(ctx, -grow) &&
+		    bpf_xdp_adjust_tail(ctx, grow))
+			return XDP_PASS;
+	} else if (grow && bpf_xdp_adjust_tail(ctx, grow)) {
+		return XDP_PASS;
+	}
+	if (bpf_xdp_store_bytes(ctx, 0, s->frame + start, len))
+		return XDP_PASS; /* cannot be: the frame is that long */
+	count_served(st, keys);
+	return XDP_TX;
+}
+
+/*
+ * The same from TC, which counts and notes what goes on. On return the action;
+ * TC_ACT_UNSPEC with the skb as it came.
+ */
+static __always_inline int serve_tc(struct __sk_buff *skb, struct bmc_scratch *s,
+				    struct bmc_stats *st)
+{
+	int why, found = FIND_HIT, intact;
+	__u32 keys, off, start, len;
+
+	s->reply_len = 0;
+	s->reply_csum = 0;
+	off = s->text + GET_LEN;
+	for (keys = 1; keys <= BMC_KEYS_MAX; keys++) {
+		why = tc_key(skb, s, off);
+		if (why)
+			return why;
+		if (found == FIND_HIT)
+			found = cache_find(s);
+		off = s->next;
+		if (!off)
+			break;
+	}
+	if (off)
+		return -COUNTER(pass_keys);
+
+	if (found == FIND_HIT) {
+		intact = tc_intact(skb, s);
+		start = reply_build(s, intact == INTACT_PARTIAL);
+		len = s->text + s->reply_len + END_LEN;
+		if (!intact) {
+			st->pass_checksum++;
+		} else if (start >= HEAD_MAX || !len ||
+			   len > HEAD_MAX + BMC_REPLY_MAX ||
+			   bpf_skb_change_tail(skb, len, 0)) {
+			st->pass_room++;
+		} else if (!bpf_skb_store_bytes(skb, 0, s->frame + start, len,
+						BPF_F_RECOMPUTE_CSUM)) {
+			count_served(st, keys);
+			st->tc_replies++;
+			return bpf_redirect(skb->ifindex, 0);
+		}
+	} else if (found == FIND_SIZE) {
+		st->pass_size++;
+	} else if (found == FIND_MISPREDICTION) {
+		st->hit_mispredictions++;
+	}
+	st->get_requests++;
+	st->get_keys += keys;
+	st->misses += keys;
+	if (keys == 1 && found != FIND_HIT)
+		lease_take(s, st);
+	else
+		lease_refuse(s);
+	return TC_ACT_UNSPEC;
+}
+
+/* A UDP datagram to memcached that is no GET of bmc's kind goes on. */
+static __always_inline void udp_passed(struct __sk_buff *skb, struct bmc_scratch *s,
+				       struct bmc_stats *st, int why)
+{
+	struct walk w = { .skb = skb, .s = s, .st = st };
+
+	count(st, why);
+	/* What memcached does not read cannot change anything. */
+	if (why == COUNTER(pass_frame))
+		return;
+	if (!s->text_len) {
+		flush_all(bpf_ktime_get_coarse_ns());
+		return;
+	}
+	lease_refuse(s);
+	w.start = w.at = s->text;
+	w.end = s->text + s->text_len;
+	walk_commands(&w);
+}
+
+/* Whether the leased key (s->klen, s->hash) stands behind "VALUE "; to s->key. */
+static __always_inline bool window_key(struct bmc_scratch *s)
+{
+	__u32 words = s->klen / 8, rest = s->klen % 8 * 8;
+	__u64 sum = 0;
+
+	if (s->klen > BMC_KEY_MAX)
+		return false;
+	for (__u32 i = 0; i < KEY_WORDS; i++) {
+		__u64 w = *(__u64 *)(s->window + VALUE_LEN + i * 8);
+
+		if (i == words)
+			w &= (1ULL << rest) - 1;
+		s->key[i] = w;
+		sum += hash_word(i, w);
+		if (i == words)
+			break;
+	}
+	return hash_end(sum, s->klen) == s->hash;
+}
+
+/* A datagram from memcached: if it answers a lease, fill. */
+static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch *s,
+				       struct bmc_stats *st)
+{
+	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n, start;
+	__u64 frame, word;
+	__s64 bytes;
+
+	if (s->l4_len <= UDP_LEN + FRAME_LEN)
+		return;
+	len = s->l4_len - UDP_LEN - FRAME_LEN;
+	n = len < LINE_MAX ? len : LINE_MAX;
+	if (bpf_skb_load_bytes(skb, off - FRAME_LEN, &frame, FRAME_LEN) ||
+	    !skb_load(skb, off, s->window, n, LINE_MAX))
+		return;
+	/* Every request gets one datagram with the sequence number 0. */
+	if ((__u16)(frame >> 16))
+		return;
+	s->request.id = (__u16)frame;
+	word = lease_return(s);
+	if (*(__u32 *)s->window == TEXT_END_) {
+		st->get_replies++;
+		return;
+	}
+	if (*(__u32 *)s->window != TEXT_VALU || n < VALUE_LEN)
+		return;
+	st->get_replies++;
+	if (!word) {
+		st->fill_unleased++;
+		return;
+	}
+	if ((__u16)(frame >> 32) != bpf_htons(1))
+		goto refuse;
+
+	/* VALUE <key> <flags> <bytes>\r\n<data>\r\nEND\r\n, nothing else. */
+	if (*(__u16 *)(s->window + 4) != TEXT_E_SPACE ||
+	    !window_key(s))
+		goto refuse;
+	at = VALUE_LEN + s->klen;
+	if (window_at(s, at) != ' ')
+		goto refuse;
+	start = at + 1;
+	at = window_token(s, start, n);
+	if (at == start || at - start > 10 || window_at(s, at) != ' ')
+		goto refuse;
+	start = at + 1;
+	at = window_token(s, start, n);
+	bytes = window_number(s, start, at);
+	if (bytes < 0 || bytes > BMC_REPLY_MAX || window_at(s, at) != '\r' ||
+	    window_at(s, at + 1) != '\n')
+		goto refuse;
+	at += 2 + (__u32)bytes; /* where the value ends */
+	if (at + 2 + END_LEN != len || len > BMC_REPLY_MAX)
+		goto refuse;
+	if (bpf_skb_load_bytes(skb, off + at, &frame, 7) ||
+	    frame << 8 != NAME('\r', '\n', 'E', 'N', 'D', '\r', '\n', 0) << 8)
+		goto refuse;
+	switch (cache_fill(skb, s, off, at + 2, word)) {
+	case FILL_DONE:
+		st->fills++;
+		break;
+	case FILL_RACED:
+		st->fill_raced++;
+		break;
+	default:
+		st->fill_admission++;
+	}
+	return;
+refuse:
+	st->fill_reply++;
+}
+
+#endif /* SERVE_BPF_H */
