@@ -29,7 +29,6 @@ enum {
 	LINE_MAX = 320, /* of a command line: a key and all that may follow */
 	COMMANDS_MAX = 4096, /* in one packet: GRO makes them 64 KiB long */
 	TOKENS_MAX = 24, /* of a command line */
-	SPACES_MAX = 16, /* between two tokens */
 	LINE_GOES_ON = -1, /* for a data block: a read's line, up to its end */
 };
 
@@ -123,17 +122,23 @@ static __always_inline __u8 window_at(const struct bmc_scratch *s, __u32 i)
 	return s->window[i & (WINDOW_MAX - 1)];
 }
 
-/* Where the token that starts at `at` ends: at a byte below 0x21 or at `len`. */
-__noinline int window_token(struct bmc_scratch *s, __u32 at, __u32 len)
+/*
+ * The token at `at` or behind the spaces there: where it starts and, shifted
+ * by 16, where it ends, at a byte below 0x21 or at `len`. They are the same at
+ * the end of the line.
+ */
+__noinline __u32 window_token(struct bmc_scratch *s, __u32 at, __u32 len)
 {
-	__u32 i;
+	__u32 end;
 
 	if (!s)
 		return 0;
-	for (i = at; i < len && i - at < LINE_MAX; i++)
-		if (window_at(s, i) <= ' ')
-			break;
-	return i;
+	for (int i = 0; i < LINE_MAX && at < len && window_at(s, at) == ' '; i++)
+		at++;
+	end = at;
+	for (int i = 0; i < LINE_MAX && end < len && window_at(s, end) > ' '; i++)
+		end++;
+	return at | end << 16;
 }
 
 /* Where the line that starts at 0 ends, "\n" included; 0: not within `len`. */
@@ -172,7 +177,7 @@ __noinline __s64 window_number(struct bmc_scratch *s, __u32 at, __u32 end)
 __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 {
 	bool writes = true, quiet = false;
-	__u32 pos, token = 0;
+	__u32 start, end, pos, token;
 	__s64 block = 0;
 	struct grammar g;
 	__u64 name;
@@ -187,35 +192,30 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 	line = window_line(s, len);
 	if (line <= 0 || line > LINE_MAX)
 		return 0;
-	pos = window_token(s, 0, line);
+	end = window_token(s, 0, line) >> 16;
 	name = *(__u64 *)s->window;
-	if (pos < 8)
-		name &= (1ULL << pos * 8) - 1;
+	if (end < 8)
+		name &= (1ULL << end * 8) - 1;
 	g = grammar_of(name);
 	if (g.command == COMMAND_READ || g.command == COMMAND_FLUSH) {
 		s->command = g.command;
 		return line;
 	}
-	if (g.command == COMMAND_UNKNOWN || pos > 7)
+	if (g.command == COMMAND_UNKNOWN || end > 7)
 		return 0;
 	/* mg without one of these reads; what ma sends is not one line only. */
 	if (g.meta && !g.reply)
 		writes = *(__u16 *)s->window == ('m' | 'a' << 8);
 
 	for (token = 1; token < TOKENS_MAX; token++) {
-		__u32 start, end;
 		__u8 first;
 
-		for (int i = 0; i < SPACES_MAX; i++) {
-			if (window_at(s, pos) != ' ')
-				break;
-			pos++;
-		}
-		first = window_at(s, pos);
-		if (pos >= (__u32)line || first == '\r' || first == '\n')
+		pos = window_token(s, end, line);
+		start = pos & 0xffff;
+		end = pos >> 16;
+		if (start == end)
 			break;
-		start = pos;
-		end = pos = window_token(s, start, line);
+		first = window_at(s, start);
 		if (token == g.key) {
 			s->key_at = start;
 			s->key_len = end - start;
@@ -244,24 +244,22 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 	return line + block;
 }
 
-/* The key that line_parse() found into s->key, and its hash. */
-static __always_inline bool key_load(struct __sk_buff *skb, struct bmc_scratch *s,
-				     __u32 off)
+/* The hash of the s->klen bytes in s->key, which gets its padding. */
+__noinline __u64 key_hash(struct bmc_scratch *s)
 {
-	__u32 len = s->key_len, words = len / 8;
 	__u64 sum = 0;
+	__u32 words;
 
-	s->key[words & (KEY_WORDS - 1)] = 0;
-	if (!skb_load(skb, off, s->key, len, BMC_KEY_MAX))
-		return false;
+	if (!s || s->klen > BMC_KEY_MAX)
+		return 0;
+	words = s->klen / 8;
+	s->key[words] &= (1ULL << s->klen % 8 * 8) - 1;
 	for (__u32 i = 0; i < KEY_WORDS; i++) {
 		if (i > words)
 			break;
 		sum += hash_word(i, s->key[i]);
 	}
-	s->klen = len;
-	s->hash = hash_end(sum, len);
-	return true;
+	return hash_end(sum, s->klen);
 }
 
 /* What bpf_loop() hands from one command of a packet to the next. */
@@ -335,7 +333,10 @@ static long walk_command(__u32 i, void *arg)
 		w->replied = true;
 	} else if (s->command == COMMAND_READ) {
 		w->read = true;
-	} else if (key_load(w->skb, s, w->at + s->key_at)) {
+	} else if (skb_load(w->skb, w->at + s->key_at, s->key, s->key_len,
+			    BMC_KEY_MAX)) {
+		s->klen = s->key_len;
+		s->hash = key_hash(s);
 		w->st->write_requests++;
 		w->st->invalidations++;
 		/* Alone in its segment, and nothing before it is unanswered. */

@@ -230,42 +230,43 @@ static __always_inline __u64 lease_return(struct bmc_scratch *s)
  * will be followed: write_end() or write_abandon() must come. Without, nobody
  * will tell when it is applied.
  */
-static __always_inline void write_begin(__u64 hash, bool pending)
+__noinline int write_begin(__u64 hash, bool pending)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 	struct bmc_bucket *b = cache_bucket(hash);
 
 	if (!b || !q)
-		return;
+		return 0;
 	if (pending)
 		WRITE_ONCE(q->pending, now);
 	else
 		WRITE_ONCE(q->until, now + BMC_APPLY_NS);
 	(void)__sync_fetch_and_add(&b->word, pending ? BMC_GEN + BMC_PEND : BMC_GEN);
 	bucket_forget(b, hash);
+	return 0;
 }
 
 /*
  * The reply to a pending write leaves. Not a plain addition: if the write was
  * given up for lost, its count is gone already.
  */
-static __always_inline void write_end(__u32 bucket)
+__noinline int write_end(__u32 bucket)
 {
 	struct bmc_bucket *b = bpf_map_lookup_elem(&bmc_index, &bucket);
 
 	if (!b)
-		return;
+		return 0;
 	for (int i = 0; i < 16; i++) {
 		__u64 old = READ_ONCE(b->word);
 
-		if (!(old & (BMC_GEN - BMC_PEND)))
-			return;
-		if (__sync_val_compare_and_swap(&b->word, old,
+		if (!(old & (BMC_GEN - BMC_PEND)) ||
+		    __sync_val_compare_and_swap(&b->word, old,
 						old + BMC_GEN - BMC_PEND) == old)
-			return;
+			break;
 	}
-	/* Left to bucket_reap(). */
+	/* If none of them succeeded: left to bucket_reap(). */
+	return 0;
 }
 
 /* The reply to a pending write will not be recognised after all. */

@@ -237,32 +237,11 @@ static __always_inline void udp_passed(struct __sk_buff *skb, struct bmc_scratch
 	walk_commands(&w);
 }
 
-/* Whether the leased key (s->klen, s->hash) stands behind "VALUE "; to s->key. */
-static __always_inline bool window_key(struct bmc_scratch *s)
-{
-	__u32 words = s->klen / 8, rest = s->klen % 8 * 8;
-	__u64 sum = 0;
-
-	if (s->klen > BMC_KEY_MAX)
-		return false;
-	for (__u32 i = 0; i < KEY_WORDS; i++) {
-		__u64 w = *(__u64 *)(s->window + VALUE_LEN + i * 8);
-
-		if (i == words)
-			w &= (1ULL << rest) - 1;
-		s->key[i] = w;
-		sum += hash_word(i, w);
-		if (i == words)
-			break;
-	}
-	return hash_end(sum, s->klen) == s->hash;
-}
-
 /* A datagram from memcached: if it answers a lease, fill. */
 static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch *s,
 				       struct bmc_stats *st)
 {
-	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n, start;
+	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
 	__u64 frame, word;
 	__s64 bytes;
 
@@ -293,19 +272,18 @@ static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch
 		goto refuse;
 
 	/* VALUE <key> <flags> <bytes>\r\n<data>\r\nEND\r\n, nothing else. */
-	if (*(__u16 *)(s->window + 4) != TEXT_E_SPACE ||
-	    !window_key(s))
+	if (*(__u16 *)(s->window + 4) != TEXT_E_SPACE)
+		goto refuse;
+	__builtin_memcpy(s->key, s->window + VALUE_LEN, KEY_WORDS * 8);
+	if (key_hash(s) != s->hash)
 		goto refuse;
 	at = VALUE_LEN + s->klen;
 	if (window_at(s, at) != ' ')
 		goto refuse;
-	start = at + 1;
-	at = window_token(s, start, n);
-	if (at == start || at - start > 10 || window_at(s, at) != ' ')
-		goto refuse;
-	start = at + 1;
-	at = window_token(s, start, n);
-	bytes = window_number(s, start, at);
+	at = window_token(s, at, n) >> 16; /* flags */
+	at = window_token(s, at, n);
+	bytes = window_number(s, at & 0xffff, at >> 16);
+	at >>= 16;
 	if (bytes < 0 || bytes > BMC_REPLY_MAX || window_at(s, at) != '\r' ||
 	    window_at(s, at + 1) != '\n')
 		goto refuse;
