@@ -31,6 +31,7 @@
 enum {
 	UNITS_SHIFT = BMC_SLAB_SHIFT - BMC_UNIT_SHIFT,
 	UNITS = 1 << UNITS_SHIFT,
+	COPY_INLINE = 128, /* bytes; more are copied by a helper */
 	HEAT_MAX = 3, /* hits that a slot remembers */
 	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
 	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
@@ -67,9 +68,6 @@ static __always_inline bool is_clean(__u64 word)
 {
 	return !(word & (BMC_GEN - 1));
 }
-
-#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
 
 static __always_inline struct bmc_global *cache_global(void)
 {
@@ -132,16 +130,12 @@ struct slot_key {
 	__u64 key[KEY_WORDS];
 };
 
-/*
- * Whether the slot holds the key in s, for the memcached that s asks. Global:
- * checked by itself, its loop does not multiply with those of its callers.
- */
-__noinline int slot_is(const struct slot_key *k, const struct bmc_scratch *s)
+/* Whether the slot holds the key in s, for the memcached that s asks. */
+static __always_inline bool slot_is(const struct slot_key *k,
+				    const struct bmc_scratch *s)
 {
 	__u32 words, rest, i;
 
-	if (!k || !s)
-		return false;
 	if (k->slot.hash != s->hash || k->slot.klen != s->klen ||
 	    k->slot.port != s->request.peers.server_port ||
 	    k->slot.vlan != s->request.peers.vlan ||
@@ -159,6 +153,30 @@ __noinline int slot_is(const struct slot_key *k, const struct bmc_scratch *s)
 	return !rest || !((k->key[i] ^ s->key[i]) << (64 - rest));
 }
 
+/* The same, checked by the verifier on its own: for loops that need not race. */
+__noinline int slot_holds(const struct slot_key *k, const struct bmc_scratch *s)
+{
+	return k && s && slot_is(k, s);
+}
+
+/*
+ * Copies a text to this CPU's memory, in whole words: there is room behind it.
+ * A call costs as much as many words, where returns are guarded against
+ * speculation; so a helper is called for long texts only.
+ */
+static __always_inline void text_copy(__u8 *to, const __u8 *text, __u64 len)
+{
+	if (len > COPY_INLINE) {
+		bpf_probe_read_kernel(to, len, text);
+		return;
+	}
+	for (__u32 i = 0; i < COPY_INLINE; i += 8) {
+		if (i >= len)
+			break;
+		*(__u64 *)(to + i) = *(const __u64 *)(text + i);
+	}
+}
+
 /* Whether nobody misses the slot's content: too old, or from before a flush. */
 static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u64 now,
 					 __u64 epoch)
@@ -166,7 +184,7 @@ static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u64 now,
 	return slot->deadline <= now || slot->epoch != epoch;
 }
 
-enum find { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
+enum found { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
 
 /*
  * Looks the key in s up and, on a hit, appends its text to s->frame. In s->word
@@ -176,30 +194,27 @@ enum find { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
  * The text goes to memory of this CPU, never into the packet: until the last
  * check the packet must still be fit to go to memcached.
  */
-__noinline int cache_find(struct bmc_scratch *s)
+static __always_inline int find(struct bmc_scratch *s)
 {
-	struct bmc_bucket *b;
 	struct bmc_global *g = cache_global();
+	struct bmc_bucket *b = cache_bucket(s->hash);
 	int found = FIND_MISS;
-	__u64 word;
+	__u64 word, epoch;
 
-	if (!s || !g)
-		return FIND_MISS;
-	b = cache_bucket(s->hash);
-	if (!b)
+	if (!g || !b)
 		return FIND_MISS;
 	s->word = word = READ_ONCE(b->word);
 	smp_rmb();
-	s->epoch = READ_ONCE(g->word);
+	s->epoch = epoch = READ_ONCE(g->word);
 	smp_rmb();
-	if (!is_clean(word) || !is_clean(s->epoch))
+	if (!is_clean(word) || !is_clean(epoch))
 		return FIND_MISS;
 
 	for (int i = 0; i < BMC_WAYS; i++) {
-		__u64 way = READ_ONCE(b->ways[i]);
-		__u32 at = s->reply_len, len, seq;
+		__u64 way = READ_ONCE(b->ways[i]), len, at;
 		struct bmc_slot *slot;
 		__u16 csum;
+		__u32 seq;
 
 		if (!way_is(way, s->hash))
 			continue;
@@ -214,16 +229,18 @@ __noinline int cache_find(struct bmc_scratch *s)
 			found = FIND_MISPREDICTION;
 			continue;
 		}
-		if (slot_is_dead(slot, bpf_ktime_get_coarse_ns(), s->epoch))
+		if (slot_is_dead(slot, bpf_ktime_get_coarse_ns(), epoch))
 			continue;
 		len = slot->len;
 		csum = slot->csum;
+		at = READ_ONCE(s->reply_len);
+		barrier_var(len);
+		barrier_var(at);
 		if (len > BMC_REPLY_MAX || at > BMC_REPLY_MAX)
 			continue;
 		if (at + len > BMC_REPLY_MAX - END_LEN)
 			return FIND_SIZE;
-		bpf_probe_read_kernel(s->frame + HEAD_MAX + at, len,
-				      slot_text(slot));
+		text_copy(s->frame + HEAD_MAX + at, slot_text(slot), len);
 		smp_rmb();
 		if (READ_ONCE(slot->seq) != seq || READ_ONCE(b->word) != word)
 			continue;
@@ -235,6 +252,12 @@ __noinline int cache_find(struct bmc_scratch *s)
 		return FIND_HIT;
 	}
 	return found;
+}
+
+/* The same for any but the first key of a request. */
+__noinline int cache_find(struct bmc_scratch *s)
+{
+	return s ? find(s) : FIND_MISS;
 }
 
 /* Clears every way that may be the key's, whichever memcached it is for. */
@@ -438,7 +461,7 @@ __noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *
 			empty = i + 1;
 			continue;
 		}
-		if (way_is(way, s->hash) && slot_is((void *)slot, s))
+		if (way_is(way, s->hash) && slot_holds((void *)slot, s))
 			return i + 1;
 		if (!way_is(way, slot->hash) || slot_is_dead(slot, now, s->epoch))
 			empty = i + 1; /* moved on, or nobody's any more */
@@ -480,19 +503,19 @@ static __always_inline __u16 text_csum(__u8 *text, __u32 len)
 
 /*
  * Puts the text at `off` of the packet into the cache, for the key and the
- * memcached in s, under a lease's words (W and G, clean when the request went
- * to memcached). Succeeds only if since then no write to the bucket was seen,
+ * memcached in s, under the lease in s: W and G, clean when the request went to
+ * memcached. Succeeds only if since then no write to the bucket was seen,
  * begun or pending: the value is then memcached's at this moment.
  *
  * No early return between taking the LOCK bit and giving it back.
  */
 __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off,
-			  __u32 len, __u64 word)
+			  __u32 len)
 {
 	struct bmc_global *g = cache_global();
 	__u32 zero = 0, c = class_for(len), units, slab, unit;
 	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	__u64 now = bpf_ktime_get_coarse_ns(), old, life;
+	__u64 now = bpf_ktime_get_coarse_ns(), word, old, life;
 	int done = FILL_ADMISSION;
 	__u64 *way;
 	__u32 n;
@@ -506,6 +529,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s, __u32 of
 	if (!b || READ_ONCE(g->word) != s->epoch || len > BMC_REPLY_MAX || !len)
 		return FILL_RACED;
 	units = class_units[c];
+	word = s->word;
 	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
 		return FILL_RACED;
 

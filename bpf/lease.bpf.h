@@ -198,31 +198,33 @@ static __always_inline void lease_refuse(struct bmc_scratch *s)
 
 /*
  * The reply to s->request leaves, its first datagram: take the lease back that
- * its request may have. Returns the lease's W, 0 if there is none; the key's
- * hash and length and G are then in s.
+ * its request may have. If there is one, the key's hash and length and the
+ * words are then in s.
  */
-static __always_inline __u64 lease_return(struct bmc_scratch *s)
+static __always_inline bool lease_return(struct bmc_scratch *s)
 {
-	__u64 request = request_hash(&s->request), word = 0;
+	__u64 request = request_hash(&s->request);
 	const __u64 *mine = (void *)&s->request, *its;
 	struct bmc_lease *lease = lease_at(request);
+	bool live = false;
 
 	sender_answer(request);
 	if (!lease || !READ_ONCE(lease->live))
-		return 0;
+		return false;
 	its = (void *)&lease->request;
 	bpf_spin_lock(&lease->lock);
 	if (lease->live && its[0] == mine[0] && its[1] == mine[1] &&
 	    its[2] == mine[2] && its[3] == mine[3] && its[4] == mine[4] &&
 	    its[5] == mine[5]) {
 		lease->live = 0;
+		live = true;
 		s->hash = lease->hash;
 		s->klen = lease->klen;
+		s->word = lease->word;
 		s->epoch = lease->epoch;
-		word = lease->word;
 	}
 	bpf_spin_unlock(&lease->lock);
-	return word;
+	return live;
 }
 
 /*

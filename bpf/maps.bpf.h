@@ -6,6 +6,10 @@
 #ifndef MAPS_BPF_H
 #define MAPS_BPF_H
 
+/* Loads and stores that the compiler neither leaves out nor repeats. */
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
 /* The knobs; frozen at load. Every program reads it, so does the tool. */
 const volatile struct bmc_config cfg;
 

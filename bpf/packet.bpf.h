@@ -292,8 +292,7 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 				       struct bmc_scratch *s)
 {
 	__u64 from = off, end = s->text + s->text_len;
-	__u64 sum = 0, w, ends, first = 0;
-	__u32 klen = 0;
+	__u64 sum = 0, w, ends, first = 0, klen;
 	__u8 *p;
 
 	barrier_var(from);
@@ -320,18 +319,20 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 			w &= first - 1;
 			s->key[i] = w;
 			sum += hash_word(i, w);
-			klen = i * 8 + word_count(first);
+			WRITE_ONCE(s->klen, i * 8 + word_count(first));
 			break;
 		}
 		s->key[i] = w;
 		sum += hash_word(i, w);
 	}
-	if (first && !klen)
-		return -COUNTER(pass_line);
-	if (!first || klen > BMC_KEY_MAX)
+	if (!first)
 		return -COUNTER(pass_key);
-
-	s->klen = klen;
+	/* Through memory: the verifier goes on with one length, not 33. */
+	klen = READ_ONCE(s->klen);
+	if (!klen)
+		return -COUNTER(pass_line);
+	if (klen > BMC_KEY_MAX)
+		return -COUNTER(pass_key);
 	s->hash = hash_end(sum, klen);
 	from += klen;
 	p = data + from;

@@ -20,6 +20,7 @@ enum {
 	 * bytes that XDP guarantees.
 	 */
 	HEAD_GROWTH = 192,
+	WRITE_INLINE = 224, /* bytes; longer frames are written by a helper */
 };
 
 static __always_inline struct bmc_scratch *scratch(void)
@@ -39,31 +40,13 @@ static __always_inline struct bmc_stats *stats(void)
 #define DATA(ctx) ((void *)(long)(ctx)->data)
 #define DATA_END(ctx) ((void *)(long)(ctx)->data_end)
 
-/* PACKET_UDP: a GET whose keys can be looked at; else it is not for XDP. */
-__noinline int xdp_request(struct xdp_md *ctx, struct bmc_scratch *s)
-{
-	void *data = DATA(ctx), *data_end = DATA_END(ctx);
-	int found;
-
-	if (!s)
-		return PACKET_OTHER;
-	s->request.peers.vlan = 0;
-	found = packet_parse(data, data_end, data_end - data, WAY_IN, false, s);
-	if (found != PACKET_UDP)
-		return found;
-	return request_parse(data, data_end, s) ?: PACKET_UDP;
-}
-
+/* The keys behind the first, whose texts go behind the first's. */
 __noinline int xdp_key(struct xdp_md *ctx, struct bmc_scratch *s, __u32 off)
 {
 	return s ? request_key(DATA(ctx), DATA_END(ctx), off, s) : -1;
 }
 
-__noinline int xdp_intact(struct xdp_md *ctx, struct bmc_scratch *s)
-{
-	return s ? request_intact(DATA(ctx), DATA_END(ctx), s, false) : INTACT_NO;
-}
-
+/* For TC, the same steps as functions: a call is little to what comes after. */
 __noinline int tc_packet(struct __sk_buff *skb, struct bmc_scratch *s, int way)
 {
 	bool tag = skb->vlan_present;
@@ -114,38 +97,75 @@ static __always_inline void count(struct bmc_stats *st, int counter)
 		((__u64 *)st)[counter]++;
 }
 
-/* Answers the GET if every key is there; else the frame is as it came. */
+/* The frame in s->frame, `len` bytes from `start` on, into the packet. */
+static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
+				      __u64 start, __u64 len)
+{
+	void *data = DATA(ctx), *data_end = DATA_END(ctx);
+	__u8 *from = s->frame + start;
+	__u64 last = len - 8;
+
+	if (len > WRITE_INLINE)
+		return !bpf_xdp_store_bytes(ctx, 0, from, len);
+	/* Word by word, the last one up to the end. */
+	for (__u32 i = 0; i < WRITE_INLINE; i += 8) {
+		if (i >= last)
+			break;
+		if (data + i + 8 > data_end)
+			return false;
+		*(__u64 *)(data + i) = *(__u64 *)(from + i);
+	}
+	barrier_var(last);
+	if (last > WRITE_INLINE || data + last + 8 > data_end)
+		return false;
+	*(__u64 *)(data + last) = *(__u64 *)(from + last);
+	return true;
+}
+
+/*
+ * Answers the GET if every key is there; else the frame is as it came. All of
+ * it in one function for one key, for the price of calls (see text_copy()).
+ */
 static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 {
+	void *data = DATA(ctx), *data_end = DATA_END(ctx);
 	struct bmc_stats *st = stats();
-	__u32 keys, off, start, len;
+	__u64 start, len;
+	__u32 keys = 1, off;
 	int grow, intact;
 
-	if (!st || xdp_request(ctx, s) != PACKET_UDP)
+	s->request.peers.vlan = 0;
+	if (!st ||
+	    packet_parse(data, data_end, data_end - data, WAY_IN, false, s) !=
+		    PACKET_UDP ||
+	    request_parse(data, data_end, s))
 		return XDP_PASS;
 	s->reply_len = 0;
 	s->reply_csum = 0;
-	off = s->text + GET_LEN;
-	for (keys = 1; keys <= BMC_KEYS_MAX; keys++) {
+	if (request_key(DATA(ctx), DATA_END(ctx), READ_ONCE(s->text) + GET_LEN, s) ||
+	    find(s) != FIND_HIT)
+		return XDP_PASS;
+	off = READ_ONCE(s->next);
+	for (; off && keys < BMC_KEYS_MAX; keys++) {
 		if (xdp_key(ctx, s, off) || cache_find(s) != FIND_HIT)
 			return XDP_PASS;
-		off = s->next;
-		if (!off)
-			break;
+		off = READ_ONCE(s->next);
 	}
 	if (off)
 		return XDP_PASS;
 	/* On an skb that has its checksum completed later, XDP would have to
 	 * keep the headers where they are: bmc_rx_tc does.
 	 */
-	intact = xdp_intact(ctx, s);
+	intact = request_intact(DATA(ctx), DATA_END(ctx), s, false);
 	if (!intact || (intact == INTACT_PARTIAL && cfg.generic))
 		return XDP_PASS;
 
 	start = reply_build(s, false);
-	len = s->text + s->reply_len + END_LEN;
+	len = READ_ONCE(s->text) + READ_ONCE(s->reply_len) + END_LEN;
 	grow = len - (__u32)(ctx->data_end - ctx->data);
-	if (start >= HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX || !len)
+	barrier_var(start);
+	barrier_var(len);
+	if (start > HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX || len < 8)
 		return XDP_PASS;
 	if (grow > 0 && grow <= HEAD_GROWTH) {
 		if (bpf_xdp_adjust_head(ctx, -grow) &&
@@ -154,7 +174,7 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 	} else if (grow && bpf_xdp_adjust_tail(ctx, grow)) {
 		return XDP_PASS;
 	}
-	if (bpf_xdp_store_bytes(ctx, 0, s->frame + start, len))
+	if (!xdp_write(ctx, s, start, len))
 		return XDP_PASS; /* cannot be: the frame is that long */
 	count_served(st, keys);
 	return XDP_TX;
@@ -242,7 +262,8 @@ static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch
 				       struct bmc_stats *st)
 {
 	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
-	__u64 frame, word;
+	bool leased;
+	__u64 frame;
 	__s64 bytes;
 
 	if (s->l4_len <= UDP_LEN + FRAME_LEN)
@@ -256,7 +277,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch
 	if ((__u16)(frame >> 16))
 		return;
 	s->request.id = (__u16)frame;
-	word = lease_return(s);
+	leased = lease_return(s);
 	if (*(__u32 *)s->window == TEXT_END_) {
 		st->get_replies++;
 		return;
@@ -264,7 +285,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch
 	if (*(__u32 *)s->window != TEXT_VALU || n < VALUE_LEN)
 		return;
 	st->get_replies++;
-	if (!word) {
+	if (!leased) {
 		st->fill_unleased++;
 		return;
 	}
@@ -293,7 +314,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch
 	if (bpf_skb_load_bytes(skb, off + at, &frame, 7) ||
 	    frame << 8 != NAME('\r', '\n', 'E', 'N', 'D', '\r', '\n', 0) << 8)
 		goto refuse;
-	switch (cache_fill(skb, s, off, at + 2, word)) {
+	switch (cache_fill(skb, s, off, at + 2)) {
 	case FILL_DONE:
 		st->fills++;
 		break;

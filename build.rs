@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! Compiles the programs in `bpf/` and turns them into the skeletons of
+//! `src/skel.rs`.
+
+use std::env;
+use std::error::Error;
+use std::path::PathBuf;
+
+use libbpf_cargo::SkeletonBuilder;
+
+/// Newest first; each of them is tested.
+const CLANGS: [&str; 4] = ["clang-19", "clang-16", "clang-14", "clang"];
+
+/// What bmc attaches, and what the benchmarks measure it with.
+const SOURCES: [&str; 2] = ["bmc", "bench"];
+
+/// clang's warnings would not be shown, so they are errors. BPF ISA v3 is the
+/// newest that all of these compilers know.
+const FLAGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-mcpu=v3"];
+
+fn main() {
+    if let Err(err) = build() {
+        eprintln!("error: {err}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=vmlinux");
+    println!("cargo::rerun-if-env-changed=BMC_CLANG");
+
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let clang = find_clang()?;
+    let include = |dir| format!("-I{}", root.join(dir).display());
+    for source in SOURCES {
+        SkeletonBuilder::new()
+            .source(root.join(format!("bpf/{source}.bpf.c")))
+            .clang(&clang)
+            .clang_args(
+                FLAGS.map(String::from).into_iter().chain([include("bpf"), include("vmlinux")]),
+            )
+            .reference_obj(true)
+            .build_and_generate(out.join(format!("{source}.skel.rs")))
+            .map_err(|err| format!("cannot build bpf/{source}.bpf.c: {err:#}"))?;
+    }
+    Ok(())
+}
+
+fn variable(name: &str) -> Result<String, Box<dyn Error>> {
+    env::var(name).map_err(|err| format!("{name}: {err}").into())
+}
+
+fn find_clang() -> Result<PathBuf, Box<dyn Error>> {
+    if let Some(clang) = env::var_os("BMC_CLANG") {
+        return Ok(clang.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    CLANGS
+        .iter()
+        .flat_map(|clang| env::split_paths(&path).map(move |dir| dir.join(clang)))
+        .find(|file| file.is_file())
+        .ok_or_else(|| {
+            "no clang found to compile the BPF programs with: install one \
+             (Debian: apt install clang-19) or set BMC_CLANG to its path"
+                .into()
+        })
+}
