@@ -130,8 +130,12 @@ int bmc_tx(struct __sk_buff *skb)
 SEC("syscall")
 int bmc_flush(void *ctx)
 {
+	struct bmc_stats *st = stats();
+
 	(void)ctx;
+	if (!st)
+		return 1;
 	/* The coarse clock is not for programs of this kind. */
-	flush_all(bpf_ktime_get_ns());
+	flush_all(st, bpf_ktime_get_ns());
 	return 0;
 }

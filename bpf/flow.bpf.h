@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
 /*
- * Writes: the commands of a TCP segment or a UDP datagram on their way to
- * memcached, and memcached's replies to them. TC programs only.
+ * Commands of TCP segments and UDP datagrams on their way to memcached, and
+ * memcached's replies to them. TC programs only.
  *
- * Understood are text commands whose line arrives whole in a segment, any
- * number of them, with their data blocks, which may go on over the segments
- * that follow. Data is skipped by length, never searched. What is not
+ * Understood are text commands, any number of them, split over segments in any
+ * way. Data blocks are skipped by length, never searched. What is not
  * understood may have changed anything: the whole cache is flushed.
  *
  * A write is pending in its bucket (lease.bpf.h) if its reply will be
- * recognised: that is when a connection sends one write and then waits. The
- * entry of the connection in bmc_flows is in one of these states:
+ * recognised: when a connection sends one command and waits for the reply
+ * before it sends another, as most clients do. What is known of a connection:
  *
- *   FLOW_IDLE             nothing pending
- *   FLOW_PENDING | bucket one write, alone in its segments, not yet answered
- *   FLOW_MUTE             it sent more before the reply came: which reply is
- *                         whose is anyone's guess until it pauses
+ *   FLOW_IDLE             nothing is owed to it
+ *   FLOW_READ             the reply to one read
+ *   FLOW_PENDING | bucket the reply to one write
+ *   FLOW_MUTE             more than one reply, or nobody knows: which is whose
+ *                         is anyone's guess until it pauses
  *
- * All other writes go to the quarantine.
+ * Writes that come in any state but FLOW_IDLE go to the quarantine.
  */
 #ifndef FLOW_BPF_H
 #define FLOW_BPF_H
@@ -26,15 +26,17 @@ enum {
 	TCP_FIN = 0x01,
 	TCP_SYN = 0x02,
 	TCP_RST = 0x04,
-	LINE_MAX = 320, /* of a command line: a key and all that may follow */
 	COMMANDS_MAX = 4096, /* in one packet: GRO makes them 64 KiB long */
 	TOKENS_MAX = 24, /* of a command line */
-	LINE_GOES_ON = -1, /* for a data block: a read's line, up to its end */
+	/* For a data block's length: */
+	LINE_GOES_ON = -1, /* a read's long line, up to its end */
+	STREAM_LOST = -2, /* something is missing before what comes next */
 };
 
 #define FLOW_IDLE 0ULL
-#define FLOW_PENDING (1ULL << 32)
-#define FLOW_MUTE (2ULL << 32)
+#define FLOW_READ (1ULL << 32)
+#define FLOW_PENDING (2ULL << 32)
+#define FLOW_MUTE (4ULL << 32)
 
 /* What a command does to the cache. */
 enum command {
@@ -50,7 +52,7 @@ struct grammar {
 	__u32 key; /* which token it is; 0 is the name */
 	__u32 bytes; /* which token is the length of the data block; 0: no block */
 	bool meta; /* flags follow the key */
-	bool reply; /* one line, nothing else */
+	bool writes; /* whatever its flags */
 };
 
 /* A command name of up to eight letters, as it lies in memory. */
@@ -83,17 +85,17 @@ static __always_inline struct grammar grammar_of(__u64 name)
 	case NAME('g', 'a', 't', 0, 0, 0, 0, 0):
 	case NAME('g', 'a', 't', 's', 0, 0, 0, 0):
 		/* gat <exptime> <key>* */
-		g = (struct grammar){ COMMAND_WRITE, 2, 0, false, false };
+		g = (struct grammar){ COMMAND_WRITE, 2, 0, false, true };
 		break;
 	case NAME('m', 's', 0, 0, 0, 0, 0, 0):
 		/* ms <key> <datalen> <flags>* */
 		g = (struct grammar){ COMMAND_WRITE, 1, 2, true, true };
 		break;
 	case NAME('m', 'd', 0, 0, 0, 0, 0, 0):
+	case NAME('m', 'a', 0, 0, 0, 0, 0, 0):
 		/* md <key> <flags>* */
 		g = (struct grammar){ COMMAND_WRITE, 1, 0, true, true };
 		break;
-	case NAME('m', 'a', 0, 0, 0, 0, 0, 0):
 	case NAME('m', 'g', 0, 0, 0, 0, 0, 0):
 		/* mg <key> <flags>*: some of the flags make it a write */
 		g = (struct grammar){ COMMAND_WRITE, 1, 0, true, false };
@@ -176,7 +178,7 @@ __noinline __s64 window_number(struct bmc_scratch *s, __u32 at, __u32 end)
  */
 __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 {
-	bool writes = true, quiet = false;
+	bool writes, quiet = false;
 	__u32 start, end, pos, token;
 	__s64 block = 0;
 	struct grammar g;
@@ -199,14 +201,12 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 	g = grammar_of(name);
 	if (g.command == COMMAND_READ || g.command == COMMAND_FLUSH) {
 		s->command = g.command;
+		s->replied = g.command == COMMAND_READ;
 		return line;
 	}
 	if (g.command == COMMAND_UNKNOWN || end > 7)
 		return 0;
-	/* mg without one of these reads; what ma sends is not one line only. */
-	if (g.meta && !g.reply)
-		writes = *(__u16 *)s->window == ('m' | 'a' << 8);
-
+	writes = g.writes;
 	for (token = 1; token < TOKENS_MAX; token++) {
 		__u8 first;
 
@@ -233,14 +233,14 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 				return 0; /* an encoded key */
 		} else {
 			quiet |= first == 'n'; /* noreply, more or less */
-			if (token > g.key && !g.reply)
+			if (token > g.key && g.key == 2)
 				return 0; /* gat of several keys */
 		}
 	}
 	if (token == TOKENS_MAX || !s->key_len || (g.bytes && !block))
 		return 0;
 	s->command = writes ? COMMAND_WRITE : COMMAND_READ;
-	s->replied = g.reply && !quiet;
+	s->replied = !quiet;
 	return line + block;
 }
 
@@ -268,91 +268,117 @@ struct walk {
 	struct bmc_scratch *s;
 	struct bmc_stats *st;
 	struct bmc_flow *flow; /* NULL: replies are not followed */
-	__u32 start;
-	__u32 at; /* offset of the next command */
+	__u32 at; /* offset of the next command, or of the rest of one */
 	__u32 end; /* of the packet */
 	__u32 skip; /* how far the last data block reaches beyond it */
+	__u32 part; /* how much of a line is in the window already */
+	__u32 commands;
+	__u32 replies; /* that memcached owes for them */
 	bool line; /* within a read's line, a long one */
-	bool read; /* a read's reply is to come */
-	bool replied; /* a write's reply is to come that is not followed */
 	bool lost; /* not understood */
 };
 
-static __always_inline __u64 flow_set(struct bmc_flow *flow, __u64 state)
-{
-	return __sync_lock_test_and_set(&flow->state, state);
-}
-
-/* Whatever the connection waited for will not be recognised any more. */
+/* Changes the state; what was waited for will not be recognised any more. */
 static __always_inline void flow_abandon(struct bmc_flow *flow, __u64 state)
 {
-	__u64 old = flow_set(flow, state);
+	__u64 old = __sync_lock_test_and_set(&flow->state, state);
 
 	if (old & FLOW_PENDING)
 		write_abandon((__u32)old);
+}
+
+/* The state may change only if nothing is owed. */
+static __always_inline bool flow_owe(struct bmc_flow *flow, __u64 state)
+{
+	return __sync_val_compare_and_swap(&flow->state, FLOW_IDLE, state) ==
+	       FLOW_IDLE;
+}
+
+/*
+ * The line's end is still to come: keep what is there. Not the binary protocol,
+ * whose requests start with 0x80.
+ */
+static __always_inline bool walk_keep(struct walk *w, __u32 have)
+{
+	struct bmc_flow *flow = w->flow;
+
+	if (!flow || have >= LINE_MAX || w->s->window[0] > 'z')
+		return false;
+	bpf_probe_read_kernel(flow->part, sizeof(flow->part), w->s->window);
+	flow->part_len = have;
+	w->at = w->end;
+	return true;
 }
 
 static long walk_command(__u32 i, void *arg)
 {
 	struct walk *w = arg;
 	struct bmc_scratch *s = w->s;
-	__u32 left = w->end - w->at;
+	__u64 part = w->part, klen;
+	__u32 left = w->end - w->at, have;
 	bool pending = false;
 	__s64 len;
 
 	(void)i;
 	if (w->at >= w->end)
 		return 1;
-	if (left > LINE_MAX)
-		left = LINE_MAX;
-	if (!skb_load(w->skb, w->at, s->window, left, LINE_MAX)) {
-		w->lost = true;
-		return 1;
-	}
+	barrier_var(part);
+	if (part >= LINE_MAX)
+		goto lost;
+	if (left > LINE_MAX - part)
+		left = LINE_MAX - part;
+	if (!skb_load(w->skb, w->at, s->window + part, left, LINE_MAX))
+		goto lost;
+	have = part + left;
 	if (w->line) {
-		len = window_line(s, left);
+		len = window_line(s, have);
 		w->line = !len;
 		w->at += len ?: left;
 		return 0;
 	}
-	len = line_parse(s, left);
+	len = line_parse(s, have);
 	if (len <= 0) {
+		if (window_line(s, have))
+			goto lost;
+		if (walk_keep(w, have))
+			return 1;
 		/* "get " and "gets " may name any number of keys. */
 		if (*(__u32 *)s->window != TEXT_GET &&
-		    *(__u32 *)s->window != TEXT_GETS) {
-			w->lost = true;
-			return 1;
-		}
-		w->read = w->line = true;
+		    *(__u32 *)s->window != TEXT_GETS)
+			goto lost;
+		w->replies++;
+		w->commands++;
+		w->line = true;
+		w->part = 0;
 		w->at += left;
 		return 0;
 	}
+	w->commands++;
+	w->replies += s->replied;
+	len -= part;
+	w->part = 0;
+	klen = s->key_len;
+	barrier_var(klen);
 	if (s->command == COMMAND_FLUSH) {
 		w->st->write_requests++;
-		flush_all(bpf_ktime_get_coarse_ns());
-		w->replied = true;
-	} else if (s->command == COMMAND_READ) {
-		w->read = true;
-	} else if (skb_load(w->skb, w->at + s->key_at, s->key, s->key_len,
-			    BMC_KEY_MAX)) {
-		s->klen = s->key_len;
+		flush_all(w->st, bpf_ktime_get_coarse_ns());
+		w->replies++;
+	} else if (s->command == COMMAND_WRITE && klen && klen <= BMC_KEY_MAX) {
+		bpf_probe_read_kernel(s->key, klen,
+				      s->window + (s->key_at & (WINDOW_MAX - 1)));
+		s->klen = klen;
 		s->hash = key_hash(s);
 		w->st->write_requests++;
 		w->st->invalidations++;
-		/* Alone in its segment, and nothing before it is unanswered. */
-		if (w->flow && s->replied && w->at == w->start &&
+		/* The only command, and nothing before it is unanswered. */
+		if (w->flow && s->replied && w->commands == 1 &&
 		    len >= w->end - w->at)
-			pending = __sync_val_compare_and_swap(
-					  &w->flow->state, FLOW_IDLE,
-					  FLOW_PENDING | bucket_of(s->hash)) ==
-				  FLOW_IDLE;
-		if (!pending) {
+			pending = flow_owe(w->flow, FLOW_PENDING | bucket_of(s->hash));
+		if (!pending)
 			w->st->write_untracked++;
-			w->replied |= s->replied;
-		}
 		write_begin(s->hash, pending);
 	}
-	/* else the key is too long, and memcached says so. */
+	/* else a read, or the key is too long, and memcached says so. */
 	if (len > w->end - w->at) {
 		w->skip = len - (w->end - w->at);
 		w->at = w->end;
@@ -360,6 +386,9 @@ static long walk_command(__u32 i, void *arg)
 		w->at += len;
 	}
 	return 0;
+lost:
+	w->lost = true;
+	return 1;
 }
 
 /*
@@ -375,24 +404,90 @@ static __always_inline void walk_commands(struct walk *w)
 	if (!w->lost && w->at >= w->end)
 		return;
 	w->lost = true;
-	w->replied = true;
 	w->st->tcp_unparsed++;
-	flush_all(bpf_ktime_get_coarse_ns());
+	flush_all(w->st, bpf_ktime_get_coarse_ns());
 }
 
 static __always_inline struct bmc_flow *flow_get(const struct bmc_peers *peers)
 {
 	struct bmc_flow *flow = bpf_map_lookup_elem(&bmc_flows, peers);
 	struct bmc_global *g = cache_global();
-	struct bmc_flow new = {};
+	struct bmc_scratch *s = scratch();
+	struct bmc_flow *fresh;
 
-	if (flow || !g)
+	if (flow || !g || !s)
 		return flow;
+	fresh = (void *)s->frame;
+	_Static_assert(sizeof(*fresh) <= sizeof(s->frame), "a flow fits");
+	fresh->state = FLOW_IDLE;
+	fresh->last = 0;
+	fresh->next = 0;
+	fresh->skip = 0;
+	fresh->part_len = 0;
+	fresh->replied = 0;
 	/* Shortly after an attach, a reply to what was not seen may come. */
 	if (bpf_ktime_get_coarse_ns() < READ_ONCE(g->quarantine))
-		new.state = FLOW_MUTE;
-	bpf_map_update_elem(&bmc_flows, peers, &new, BPF_NOEXIST);
+		fresh->state = FLOW_MUTE;
+	bpf_map_update_elem(&bmc_flows, peers, fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&bmc_flows, peers);
+}
+
+/*
+ * Where in the segment the next command starts, as the connection's history
+ * has it; false if the segment needs no walk, because it was there before or
+ * because nobody can tell.
+ */
+static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
+					  __u32 seq, __u32 len, __u64 now)
+{
+	bool fresh = !flow->last, paused = now - flow->last > BMC_APPLY_NS;
+	struct bmc_global *g = cache_global();
+	__s32 ahead = seq - flow->next;
+	__u32 n;
+
+	flow->last = now;
+	if (!fresh && ahead < 0 && (__s32)(seq + len - flow->next) <= 0) {
+		/* Seen before, but what it says may be applied only now. */
+		if (flow->state & FLOW_PENDING || !g)
+			return false;
+		if (paused)
+			flush_all(w->st, now);
+		else
+			WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
+		return false;
+	}
+	if (flow->state == FLOW_MUTE && paused)
+		flow_abandon(flow, FLOW_IDLE);
+	if (!fresh && ahead)
+		flow->skip = STREAM_LOST;
+	flow->next = seq + len;
+	if (flow->skip == (__u32)STREAM_LOST) {
+		if (paused && !ahead) {
+			flow->skip = 0;
+			return true;
+		}
+		flow->part_len = 0;
+		flow_abandon(flow, FLOW_MUTE);
+		w->st->tcp_unparsed++;
+		flush_all(w->st, now);
+		return false;
+	}
+	if (flow->skip == (__u32)LINE_GOES_ON) {
+		w->line = true;
+		return true;
+	}
+	n = flow->skip < len ? flow->skip : len;
+	flow->skip -= n;
+	w->at += n;
+	w->commands += !!n; /* the one that the block belongs to */
+	if (n == len)
+		return false;
+	if (flow->part_len) {
+		bpf_probe_read_kernel(w->s->window, sizeof(flow->part), flow->part);
+		w->part = flow->part_len;
+		flow->part_len = 0;
+	}
+	return true;
 }
 
 /* A TCP segment to memcached: its payload is at `off`, `len` bytes long. */
@@ -401,10 +496,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 				    __u32 off, __u32 len)
 {
 	const struct bmc_peers *peers = &s->request.peers;
-	__u64 now = bpf_ktime_get_coarse_ns();
-	__u32 seq = bpf_ntohl(tcp->seq);
-	struct walk w = { .skb = skb, .s = s, .st = st,
-			  .start = off, .at = off, .end = off + len };
+	struct walk w = { .skb = skb, .s = s, .st = st, .at = off, .end = off + len };
 	struct bmc_flow *flow;
 
 	if (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)) {
@@ -413,57 +505,68 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 			flow_abandon(flow, FLOW_MUTE);
 			bpf_map_delete_elem(&bmc_flows, peers);
 		}
-		flow = NULL;
-	} else if (len) {
-		flow = flow_get(peers);
-	} else {
-		return;
 	}
 	if (!len)
 		return;
-	if (flow) {
-		__s32 ahead = seq - flow->next;
-
-		if (flow->state == FLOW_MUTE && now - flow->last > BMC_APPLY_NS)
-			flow_set(flow, FLOW_IDLE);
-		if (flow->last && ahead < 0 && now - flow->last < BMC_APPLY_NS) {
-			/* Seen before. What it says may be applied only now. */
-			flow_abandon(flow, FLOW_MUTE);
-		} else if (flow->skip == (__u32)LINE_GOES_ON && !ahead) {
-			w.line = true;
-		} else if (flow->skip && !ahead) {
-			__u32 n = flow->skip < len ? flow->skip : len;
-
-			flow->skip -= n;
-			flow->next += n;
-			flow->last = now;
-			if (n == len)
-				return;
-			/* More behind the block of a pending write. */
-			w.at += n;
-		}
-		flow->last = now;
-		w.flow = flow;
+	if (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)) {
+		/* With what came before it forgotten: */
+		st->tcp_unparsed++;
+		flush_all(st, bpf_ktime_get_coarse_ns());
+		return;
 	}
+	flow = flow_get(peers);
+	if (flow && !flow_continue(flow, &w, bpf_ntohl(tcp->seq), len,
+				   bpf_ktime_get_coarse_ns()))
+		return;
+	w.flow = flow;
 	walk_commands(&w);
 	if (!flow)
 		return;
-	flow->next = seq + len;
 	flow->skip = w.skip;
-	/* Several replies to come: they could not be told apart. */
-	if (w.replied || (w.read && flow->state != FLOW_IDLE))
+	/* One reply to one command can be told: a pending write has seen to its
+	 * own, a read does now.
+	 */
+	if (!w.lost && w.replies == 1 && w.commands == 1 &&
+	    (flow->state & FLOW_PENDING || flow_owe(flow, FLOW_READ)))
+		return;
+	if (w.lost || w.replies || (w.commands && flow->state & FLOW_PENDING))
 		flow_abandon(flow, FLOW_MUTE);
 }
 
 /*
- * A TCP segment from memcached: does it hold the reply that its connection
- * waits for? One line, and not one that a read gets.
+ * Whether the `len` bytes that a segment brings from memcached are one whole
+ * reply; `n` of them are in the window. A line, or a value and END, or a value
+ * of the meta commands.
  */
+static __always_inline bool is_one_reply(struct bmc_scratch *s, __u32 n, __u32 len)
+{
+	bool text = *(__u32 *)s->window == TEXT_VALU;
+	bool meta = *(__u16 *)s->window == ('V' | 'A' << 8) && window_at(s, 2) == ' ';
+	__u32 line = window_line(s, n), at;
+	__s64 bytes;
+
+	if (!line)
+		return false;
+	if (!text && !meta)
+		return line == len;
+	/* VALUE <key> <flags> <bytes>, VA <bytes> */
+	at = window_token(s, 0, line) >> 16;
+	if (text) {
+		at = window_token(s, at, line) >> 16;
+		at = window_token(s, at, line) >> 16;
+	}
+	at = window_token(s, at, line);
+	bytes = window_number(s, at & 0xffff, at >> 16);
+	return bytes >= 0 && line + bytes + 2 + (text ? END_LEN : 0) == len;
+}
+
+/* A TCP segment from memcached: is it the reply that its connection waits for? */
 static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *s,
 				     const struct tcphdr *tcp, __u32 off, __u32 len)
 {
 	const struct bmc_peers *peers = &s->request.peers;
 	bool over = tcp->flags & (TCP_FIN | TCP_RST);
+	__u32 n = len < LINE_MAX ? len : LINE_MAX;
 	struct bmc_flow *flow;
 	__u64 state;
 
@@ -472,24 +575,27 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 	flow = bpf_map_lookup_elem(&bmc_flows, peers);
 	if (!flow)
 		return;
-	state = flow->state;
-	if (len && state & FLOW_PENDING) {
-		__u32 first, n = len < 64 ? len : 64;
+	state = READ_ONCE(flow->state);
+	if (len) {
+		__u32 next = bpf_ntohl(tcp->seq) + len;
+		bool again = flow->replied && (__s32)(next - flow->next_out) <= 0;
 
-		if (skb_load(skb, off, s->window, n, 64) &&
-		    window_line(s, n) == (int)len) {
-			first = *(__u32 *)s->window;
-			if (first != TEXT_VALU && first != TEXT_END_ &&
-			    (__u16)first != ('V' | 'A' << 8) &&
-			    (__u16)first != ('E' | 'N' << 8)) {
-				if (__sync_val_compare_and_swap(
-					    &flow->state, state, FLOW_IDLE) == state)
-					write_end((__u32)state);
-				state = FLOW_IDLE;
-			}
-		}
-		if (state != FLOW_IDLE)
+		if (again)
+			return;
+		flow->next_out = next;
+		flow->replied = 1;
+	}
+	if (len && state != FLOW_MUTE) {
+		if (state != FLOW_IDLE &&
+		    skb_load(skb, off, s->window, n, LINE_MAX) &&
+		    is_one_reply(s, n, len) &&
+		    __sync_val_compare_and_swap(&flow->state, state, FLOW_IDLE) ==
+			    state) {
+			if (state & FLOW_PENDING)
+				write_end((__u32)state);
+		} else {
 			flow_abandon(flow, FLOW_MUTE);
+		}
 	}
 	if (over) {
 		flow_abandon(flow, FLOW_MUTE);

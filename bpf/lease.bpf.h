@@ -282,7 +282,7 @@ static __always_inline void write_abandon(__u32 bucket)
 }
 
 /* Every entry may have changed, by a write that cannot be followed. */
-static __always_inline void flush_all(__u64 now)
+static __always_inline void flush_all(struct bmc_stats *st, __u64 now)
 {
 	struct bmc_global *g = cache_global();
 
@@ -290,6 +290,7 @@ static __always_inline void flush_all(__u64 now)
 		return;
 	WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
 	(void)__sync_fetch_and_add(&g->word, BMC_GEN);
+	st->flushes++;
 }
 
 #endif /* LEASE_BPF_H */

@@ -151,14 +151,21 @@ struct {
 	__type(value, struct bmc_lease);
 } bmc_leases SEC(".maps");
 
-/* A TCP connection that writes. TC programs only: see flow.bpf.h. */
-enum { BMC_FLOWS = 1 << 14 };
+/* A TCP connection. TC programs only: see flow.bpf.h. */
+enum {
+	BMC_FLOWS = 1 << 13,
+	LINE_MAX = 320, /* of a command line: a key and all that may follow */
+};
 
 struct bmc_flow {
 	__u64 state;
-	__u64 last; /* when it last sent a command, ns */
+	__u64 last; /* when it last sent something, ns */
 	__u32 next; /* sequence number after the last byte looked at */
 	__u32 skip; /* bytes of a data block that are still to come */
+	__u32 part_len; /* of a command line whose end is still to come */
+	__u32 next_out; /* as next, for what memcached sent */
+	__u64 replied; /* next_out is set */
+	__u8 part[LINE_MAX];
 };
 
 struct {
@@ -186,7 +193,7 @@ struct {
  */
 enum {
 	HEAD_MAX = 96, /* Ethernet + 2 tags + IPv6 + UDP + frame header is 78 */
-	WINDOW_MAX = 512,
+	WINDOW_MAX = 1024, /* a power of two that two lines fit */
 	KEY_WORDS_MAX = 34, /* room for whole words beyond BMC_KEY_MAX */
 };
 
@@ -227,5 +234,19 @@ struct {
 	__type(key, __u32);
 	__type(value, struct bmc_scratch);
 } bmc_scratch SEC(".maps");
+
+static __always_inline struct bmc_scratch *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_scratch, &zero);
+}
+
+static __always_inline struct bmc_stats *stats(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_stats, &zero);
+}
 
 #endif /* MAPS_BPF_H */

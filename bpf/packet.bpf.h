@@ -144,6 +144,8 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 
 		if ((void *)(ip + 1) > data_end)
 			return PACKET_OTHER;
+		if ((*(__u8 *)ip >> 4) != 6)
+			return PACKET_OTHER;
 		next = ip->nexthdr;
 		l4 = off + sizeof(*ip);
 		l4_end = l4 + bpf_ntohs(ip->payload_len);
@@ -208,10 +210,10 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	s->ip = off;
 	s->l4 = l4;
 	s->l4_len = l4_end - l4;
-	if (next == IPPROTO_TCP)
-		return fragment || options ? PACKET_OTHER : PACKET_TCP;
 	if (fragment)
 		return -COUNTER(pass_fragment);
+	if (next == IPPROTO_TCP)
+		return PACKET_TCP;
 	if (options)
 		return -COUNTER(pass_header);
 	if (l4_end > len || l4_end < l4 + UDP_LEN ||
@@ -262,12 +264,14 @@ static __always_inline int request_parse(void *data, void *data_end,
 	if ((void *)text > data_end)
 		return -COUNTER(pass_length);
 	frame = *(__u64 *)(text - FRAME_LEN);
-	/* doc/protocol.txt: id, sequence 0, total 1; the rest is reserved. */
-	if ((__u32)(frame >> 16) != 0x01000000)
+	/* doc/protocol.txt: id, sequence, total; the rest is reserved. */
+	if ((__u16)(frame >> 32) != bpf_htons(1))
 		return -COUNTER(pass_frame);
 	s->request.id = (__u16)frame;
 	s->text = l4 + UDP_LEN + FRAME_LEN;
 	s->text_len = len;
+	if ((__u16)(frame >> 16)) /* memcached does not look */
+		return -COUNTER(pass_frame);
 
 	/* Multicast and broadcast are nobody's in particular. */
 	if (s->mac[0] & 1 || !peers->client_port)

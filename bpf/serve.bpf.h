@@ -20,22 +20,9 @@ enum {
 	 * bytes that XDP guarantees.
 	 */
 	HEAD_GROWTH = 192,
+	MTU_SAFE = 576,
 	WRITE_INLINE = 224, /* bytes; longer frames are written by a helper */
 };
-
-static __always_inline struct bmc_scratch *scratch(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&bmc_scratch, &zero);
-}
-
-static __always_inline struct bmc_stats *stats(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&bmc_stats, &zero);
-}
 
 #define DATA(ctx) ((void *)(long)(ctx)->data)
 #define DATA_END(ctx) ((void *)(long)(ctx)->data_end)
@@ -72,6 +59,18 @@ __noinline int tc_key(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off)
 __noinline int tc_intact(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	return s ? request_intact(DATA(skb), DATA_END(skb), s, true) : INTACT_NO;
+}
+
+/*
+ * Whether a reply of `len` bytes may leave by the device that the request came
+ * in on. Not asked for what every device can send (RFC 791: 576 bytes).
+ */
+static __always_inline bool fits_device(void *ctx, const struct bmc_scratch *s,
+					__u32 len)
+{
+	__u32 mtu = len - s->ip;
+
+	return mtu <= MTU_SAFE || !bpf_check_mtu(ctx, 0, &mtu, 0, 0);
 }
 
 /* Makes the first `want` bytes of the skb linear, if it has as many. */
@@ -130,14 +129,13 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 {
 	void *data = DATA(ctx), *data_end = DATA_END(ctx);
 	struct bmc_stats *st = stats();
-	__u64 start, len;
+	__u64 start, len, have = data_end - data;
 	__u32 keys = 1, off;
 	int grow, intact;
 
 	s->request.peers.vlan = 0;
 	if (!st ||
-	    packet_parse(data, data_end, data_end - data, WAY_IN, false, s) !=
-		    PACKET_UDP ||
+	    packet_parse(data, data_end, have, WAY_IN, false, s) != PACKET_UDP ||
 	    request_parse(data, data_end, s))
 		return XDP_PASS;
 	s->reply_len = 0;
@@ -162,10 +160,13 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 
 	start = reply_build(s, false);
 	len = READ_ONCE(s->text) + READ_ONCE(s->reply_len) + END_LEN;
-	grow = len - (__u32)(ctx->data_end - ctx->data);
+	grow = len - have;
 	barrier_var(start);
 	barrier_var(len);
-	if (start > HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX || len < 8)
+	if (start > HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX)
+		return XDP_PASS;
+	barrier_var(len);
+	if (len < 8 || !fits_device(ctx, s, len))
 		return XDP_PASS;
 	if (grow > 0 && grow <= HEAD_GROWTH) {
 		if (bpf_xdp_adjust_head(ctx, -grow) &&
@@ -214,6 +215,7 @@ static __always_inline int serve_tc(struct __sk_buff *skb, struct bmc_scratch *s
 			st->pass_checksum++;
 		} else if (start >= HEAD_MAX || !len ||
 			   len > HEAD_MAX + BMC_REPLY_MAX ||
+			   !fits_device(skb, s, len) ||
 			   bpf_skb_change_tail(skb, len, 0)) {
 			st->pass_room++;
 		} else if (!bpf_skb_store_bytes(skb, 0, s->frame + start, len,
@@ -244,15 +246,14 @@ static __always_inline void udp_passed(struct __sk_buff *skb, struct bmc_scratch
 	struct walk w = { .skb = skb, .s = s, .st = st };
 
 	count(st, why);
-	/* What memcached does not read cannot change anything. */
-	if (why == COUNTER(pass_frame))
-		return;
 	if (!s->text_len) {
-		flush_all(bpf_ktime_get_coarse_ns());
+		/* memcached reads no datagram that is one of several. */
+		if (why != COUNTER(pass_frame))
+			flush_all(st, bpf_ktime_get_coarse_ns());
 		return;
 	}
 	lease_refuse(s);
-	w.start = w.at = s->text;
+	w.at = s->text;
 	w.end = s->text + s->text_len;
 	walk_commands(&w);
 }
