@@ -33,6 +33,8 @@ fn build() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(variable("OUT_DIR")?);
     let clang = find_clang()?;
+    // For the test that compares what each compiler's code costs the verifier.
+    println!("cargo::rustc-env=BMC_BUILT_WITH={}", clang.display());
     let include = |dir| format!("-I{}", root.join(dir).display());
     for source in SOURCES {
         SkeletonBuilder::new()

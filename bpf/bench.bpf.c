@@ -31,7 +31,8 @@ struct bmc_sink bmc_sink_data = {};
 SEC("xdp")
 int bmc_reflect(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	void *data = (void *)(long)ctx->data,
+	     *data_end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	struct ethhdr old;
 
@@ -53,6 +54,7 @@ int bmc_sink(struct xdp_md *ctx)
 		bmc_sink_data.replies++;
 	barrier_var(len);
 	if (len < SINK_MAX)
-		bpf_xdp_store_bytes(ctx, bmc_sink_data.at, bmc_sink_data.request, len + 1);
+		bpf_xdp_store_bytes(ctx, bmc_sink_data.at,
+				    bmc_sink_data.request, len + 1);
 	return XDP_DROP;
 }

@@ -48,7 +48,8 @@ int bmc_rx(struct xdp_md *ctx)
 }
 
 /* The payload of a TCP segment: its offset, 0 if there is no header. */
-static __always_inline __u32 tcp_payload(struct __sk_buff *skb, struct bmc_scratch *s,
+static __always_inline __u32 tcp_payload(struct __sk_buff *skb,
+					 struct bmc_scratch *s,
 					 struct tcphdr *tcp, __u32 *len)
 {
 	__u32 head;

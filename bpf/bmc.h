@@ -65,7 +65,7 @@ struct bmc_bucket {
 };
 
 /*
- * The head of a slot; at BMC_SLOT_TEXT follows the text that memcached sent:
+ * The head of a slot and, reaching beyond it, the text that memcached sent:
  * "VALUE <key> <flags> <bytes>\r\n<data>\r\n", without "END\r\n".
  */
 struct bmc_slot {
@@ -81,11 +81,14 @@ struct bmc_slot {
 	__u8 klen;
 	__u8 heat; /* hits seen by the eviction, saturating */
 	__u8 class;
-	__u8 pad[5];
+	__u8 pad;
+	__u8 text[BMC_SLOT_KEY - BMC_SLOT_TEXT]; /* its start, "VALUE " */
 };
 
-_Static_assert(sizeof(struct bmc_bucket) == BMC_UNIT, "a bucket is one cache line");
-_Static_assert(sizeof(struct bmc_slot) == BMC_SLOT_KEY, "the key follows the head");
+_Static_assert(sizeof(struct bmc_bucket) == BMC_UNIT,
+	       "a bucket is one cache line");
+_Static_assert(sizeof(struct bmc_slot) == BMC_SLOT_KEY,
+	       "the key follows the head");
 
 /* How much of each thing there is, and how to behave: set before load. */
 struct bmc_prefix4 {

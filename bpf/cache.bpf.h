@@ -47,7 +47,8 @@ const volatile __u8 class_units[BMC_CLASSES] = { 2, 3, 4, 6, 8, 12, 16, 23 };
 
 _Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN + TEXT_PAD <= BMC_SLOT_MAX,
 	       "the largest reply fits the largest slot");
-_Static_assert(23 * BMC_UNIT == BMC_SLOT_MAX, "the last class is the largest slot");
+_Static_assert(23 * BMC_UNIT == BMC_SLOT_MAX,
+	       "the last class is the largest slot");
 
 /*
  * Order of loads: x86 keeps it, the compiler has to be told; elsewhere a
@@ -56,11 +57,11 @@ _Static_assert(23 * BMC_UNIT == BMC_SLOT_MAX, "the last class is the largest slo
 #ifdef __TARGET_ARCH_x86
 #define smp_rmb() asm volatile("" ::: "memory")
 #else
-#define smp_rmb()                                        \
-	do {                                             \
-		__u64 fence = 0;                         \
-		(void)__sync_fetch_and_add(&fence, 1);   \
-		asm volatile("" ::: "memory");           \
+#define smp_rmb()                                      \
+	do {                                           \
+		__u64 fence = 0;                       \
+		(void)__sync_fetch_and_add(&fence, 1); \
+		asm volatile("" ::: "memory");         \
 	} while (0)
 #endif
 
@@ -284,8 +285,8 @@ static __always_inline __u32 class_for(__u32 len)
 	__u32 c = 0;
 
 	for (; c < BMC_CLASSES - 1; c++)
-		if (BMC_SLOT_TEXT + len + TEXT_PAD <=
-		    (__u32)class_units[c] << BMC_UNIT_SHIFT)
+		if (BMC_SLOT_TEXT + len + TEXT_PAD <= (__u32)class_units[c]
+							      << BMC_UNIT_SHIFT)
 			break;
 	return c;
 }
@@ -342,7 +343,8 @@ struct {
 } bmc_hands SEC(".maps");
 
 /* A slot never used before, or -1: "slab << UNITS_SHIFT | unit". */
-static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c, __u32 units)
+static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
+					__u32 units)
 {
 	struct bmc_class *class = &pool->classes[c];
 	__u32 slots = class_slots(units), slab, slot, older = 0;
@@ -391,8 +393,8 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c, __u32 un
  * the newcomer is not admitted: those were hit, it was not yet. The victim is
  * returned taken.
  */
-static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c, __u32 units,
-					 __u64 now, __u64 epoch)
+static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
+					 __u32 units, __u64 now, __u64 epoch)
 {
 	struct bmc_class *class = &pool->classes[c];
 	__u32 zero = 0, slots = class_slots(units);
@@ -446,8 +448,8 @@ enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION };
  * a dead one, or one that nobody asked for since the last time. The number of
  * its word in the bucket, 1 to 7; 0 if there is none.
  */
-__noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *s,
-			  __u64 now)
+__noinline int bucket_way(const struct bmc_bucket *b,
+			  const struct bmc_scratch *s, __u64 now)
 {
 	int empty = 0, cold = 0;
 
@@ -509,8 +511,8 @@ static __always_inline __u16 text_csum(__u8 *text, __u32 len)
  *
  * No early return between taking the LOCK bit and giving it back.
  */
-__noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off,
-			  __u32 len)
+__noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
+			  __u32 off, __u32 len)
 {
 	struct bmc_global *g = cache_global();
 	__u32 zero = 0, c = class_for(len), units, slab, unit;

@@ -58,7 +58,8 @@ struct grammar {
 /* A command name of up to eight letters, as it lies in memory. */
 #define NAME(a, b, c, d, e, f, g, h)                                          \
 	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | \
-	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
+	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 |             \
+	 (__u64)(h) << 56)
 
 /* The commands of doc/protocol.txt. Any other is new, or data, or broken. */
 static __always_inline struct grammar grammar_of(__u64 name)
@@ -226,8 +227,8 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 				return 0;
 			block += 2;
 		} else if (g.meta) {
-			writes |= first == 'T' || first == 'N' || first == 'R' ||
-				  first == 'E';
+			writes |= first == 'T' || first == 'N' ||
+				  first == 'R' || first == 'E';
 			quiet |= first == 'q';
 			if (first == 'b')
 				return 0; /* an encoded key */
@@ -373,7 +374,8 @@ static long walk_command(__u32 i, void *arg)
 		/* The only command, and nothing before it is unanswered. */
 		if (w->flow && s->replied && w->commands == 1 &&
 		    len >= w->end - w->at)
-			pending = flow_owe(w->flow, FLOW_PENDING | bucket_of(s->hash));
+			pending = flow_owe(w->flow,
+					   FLOW_PENDING | bucket_of(s->hash));
 		if (!pending)
 			w->st->write_untracked++;
 		write_begin(s->hash, pending);
@@ -483,7 +485,8 @@ static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
 	if (n == len)
 		return false;
 	if (flow->part_len) {
-		bpf_probe_read_kernel(w->s->window, sizeof(flow->part), flow->part);
+		bpf_probe_read_kernel(w->s->window, sizeof(flow->part),
+				      flow->part);
 		w->part = flow->part_len;
 		flow->part_len = 0;
 	}
@@ -491,12 +494,15 @@ static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
 }
 
 /* A TCP segment to memcached: its payload is at `off`, `len` bytes long. */
-static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s,
-				    struct bmc_stats *st, const struct tcphdr *tcp,
-				    __u32 off, __u32 len)
+static __always_inline void flow_in(struct __sk_buff *skb,
+				    struct bmc_scratch *s, struct bmc_stats *st,
+				    const struct tcphdr *tcp, __u32 off,
+				    __u32 len)
 {
 	const struct bmc_peers *peers = &s->request.peers;
-	struct walk w = { .skb = skb, .s = s, .st = st, .at = off, .end = off + len };
+	struct walk w = {
+		.skb = skb, .s = s, .st = st, .at = off, .end = off + len
+	};
 	struct bmc_flow *flow;
 
 	if (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)) {
@@ -541,7 +547,8 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 static __always_inline bool is_one_reply(struct bmc_scratch *s, __u32 n, __u32 len)
 {
 	bool text = *(__u32 *)s->window == TEXT_VALU;
-	bool meta = *(__u16 *)s->window == ('V' | 'A' << 8) && window_at(s, 2) == ' ';
+	bool meta = *(__u16 *)s->window == ('V' | 'A' << 8) &&
+		    window_at(s, 2) == ' ';
 	__u32 line = window_line(s, n), at;
 	__s64 bytes;
 
@@ -562,7 +569,8 @@ static __always_inline bool is_one_reply(struct bmc_scratch *s, __u32 n, __u32 l
 
 /* A TCP segment from memcached: is it the reply that its connection waits for? */
 static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *s,
-				     const struct tcphdr *tcp, __u32 off, __u32 len)
+				     const struct tcphdr *tcp, __u32 off,
+				     __u32 len)
 {
 	const struct bmc_peers *peers = &s->request.peers;
 	bool over = tcp->flags & (TCP_FIN | TCP_RST);
@@ -589,8 +597,8 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		if (state != FLOW_IDLE &&
 		    skb_load(skb, off, s->window, n, LINE_MAX) &&
 		    is_one_reply(s, n, len) &&
-		    __sync_val_compare_and_swap(&flow->state, state, FLOW_IDLE) ==
-			    state) {
+		    __sync_val_compare_and_swap(&flow->state, state,
+						FLOW_IDLE) == state) {
 			if (state & FLOW_PENDING)
 				write_end((__u32)state);
 		} else {

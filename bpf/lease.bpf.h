@@ -71,7 +71,8 @@ static __always_inline __u64 *sender_cell(__u64 hash)
  */
 static __always_inline bool sender_ask(__u64 hash, bool one, __u64 now)
 {
-	__u64 *cell = sender_cell(hash), old, new, tick = (__u32)(now >> SENDERS_TICK);
+	__u64 *cell = sender_cell(hash), old, new,
+	      tick = (__u32)(now >> SENDERS_TICK);
 	__u64 name = hash >> SENDERS_NAME;
 	bool alone;
 
@@ -114,8 +115,8 @@ static __always_inline void sender_answer(__u64 hash)
 		if (!out || out == SENDERS_MANY ||
 		    old >> SENDERS_NAME != hash >> SENDERS_NAME)
 			return;
-		if (__sync_val_compare_and_swap(cell, old,
-						old - (1ULL << SENDERS_SHIFT)) == old)
+		if (__sync_val_compare_and_swap(
+			    cell, old, old - (1ULL << SENDERS_SHIFT)) == old)
 			return;
 	}
 }
@@ -158,7 +159,8 @@ static __always_inline void bucket_reap(struct bmc_scratch *s,
  */
 static __always_inline void lease_take(struct bmc_scratch *s, struct bmc_stats *st)
 {
-	__u64 now = bpf_ktime_get_coarse_ns(), request = request_hash(&s->request);
+	__u64 now = bpf_ktime_get_coarse_ns(),
+	      request = request_hash(&s->request);
 	struct bmc_quarantine *q = quarantine_of(bucket_of(s->hash));
 	struct bmc_global *g = cache_global();
 	struct bmc_lease *lease = lease_at(request);
@@ -244,7 +246,8 @@ __noinline int write_begin(__u64 hash, bool pending)
 		WRITE_ONCE(q->pending, now);
 	else
 		WRITE_ONCE(q->until, now + BMC_APPLY_NS);
-	(void)__sync_fetch_and_add(&b->word, pending ? BMC_GEN + BMC_PEND : BMC_GEN);
+	(void)__sync_fetch_and_add(&b->word,
+				   pending ? BMC_GEN + BMC_PEND : BMC_GEN);
 	bucket_forget(b, hash);
 	return 0;
 }

@@ -29,7 +29,10 @@ struct {
 
 /* Slabs of slots; a slab belongs to one size class for good. Fills write. */
 struct bmc_slab {
-	__u8 bytes[BMC_SLAB_SIZE];
+	union {
+		struct bmc_slot slot; /* the first; so that the tool knows it */
+		__u8 bytes[BMC_SLAB_SIZE];
+	};
 };
 
 struct {

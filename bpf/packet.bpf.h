@@ -276,8 +276,8 @@ static __always_inline int request_parse(void *data, void *data_end,
 	/* Multicast and broadcast are nobody's in particular. */
 	if (s->mac[0] & 1 || !peers->client_port)
 		return -COUNTER(pass_address);
-	if (is_mapped(peers->client) ? !is_allowed4(peers->client[1] >> 32) :
-				       !is_allowed6(peers->client))
+	if (is_mapped(peers->client) ? !is_allowed4(peers->client[1] >> 32)
+				     : !is_allowed6(peers->client))
 		return -COUNTER(pass_source);
 	if (len < GET_LEN || (void *)text + GET_LEN > data_end ||
 	    *(__u32 *)text != TEXT_GET)
@@ -347,8 +347,8 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 	else if (*p == ' ')
 		s->next = from + 1;
 	else
-		return *p == '\r' || *p == '\n' ? -COUNTER(pass_line) :
-						  -COUNTER(pass_key);
+		return *p == '\r' || *p == '\n' ? -COUNTER(pass_line)
+						: -COUNTER(pass_key);
 	return 0;
 }
 
@@ -413,7 +413,8 @@ static __always_inline int request_intact(void *data, void *data_end,
 		return INTACT_NO;
 	check = ((struct udphdr *)p)->check;
 	if (!check)
-		return is_mapped(s->request.peers.client) ? INTACT_YES : INTACT_NO;
+		return is_mapped(s->request.peers.client) ? INTACT_YES
+							  : INTACT_NO;
 	pseudo = csum_peers(&s->request.peers, len);
 	partial = check == csum_fold(pseudo);
 	if (partial && !sure)
@@ -473,13 +474,13 @@ static __always_inline __u32 reply_build(struct bmc_scratch *s, bool partial)
 
 		ip = text - FRAME_LEN - UDP_LEN - sizeof(struct iphdr);
 		/* No DF: what the path cannot carry whole may be split. */
-		*(__u32 *)ip = (s->ip_first & 0xffff) |
-				(__u32)bpf_htons(total) << 16;
+		*(__u32 *)ip = (s->ip_first & 0xffff) | (__u32)bpf_htons(total)
+								<< 16;
 		*(__u32 *)(ip + 4) = s->ip_id;
 		*(__u32 *)(ip + 8) = REPLY_TTL | IPPROTO_UDP << 8;
 		*(__u32 *)(ip + 12) = peers->server[1] >> 32;
 		*(__u32 *)(ip + 16) = peers->client[1] >> 32;
-		check = (__u64)*(__u32 *)ip + *(__u32 *)(ip + 4) +
+		check = (__u64) * (__u32 *)ip + *(__u32 *)(ip + 4) +
 			*(__u32 *)(ip + 8) + (peers->server[1] >> 32) +
 			(peers->client[1] >> 32);
 		*(__u16 *)(ip + 10) = ~csum_fold(check);

@@ -21,7 +21,8 @@ enum {
 	TEXT_VALU = 'V' | 'A' << 8 | 'L' << 16 | 'U' << 24,
 	TEXT_E_SPACE = 'E' | ' ' << 8,
 	TEXT_END_ = 'E' | 'N' << 8 | 'D' << 16 | '\r' << 24,
-	TEXT_CRLF = '\r' | '\n' << 8,
+	TEXT_CRLF = '\r' | '\n'
+				   << 8,
 	GET_LEN = 4, /* "get " */
 	VALUE_LEN = 6, /* "VALUE " */
 	END_LEN = 5, /* "END\r\n" */

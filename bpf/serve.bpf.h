@@ -47,8 +47,8 @@ __noinline int tc_packet(struct __sk_buff *skb, struct bmc_scratch *s, int way)
 
 __noinline int tc_request(struct __sk_buff *skb, struct bmc_scratch *s)
 {
-	return s ? request_parse(DATA(skb), DATA_END(skb), s) :
-		   -COUNTER(pass_length);
+	return s ? request_parse(DATA(skb), DATA_END(skb), s)
+		 : -COUNTER(pass_length);
 }
 
 __noinline int tc_key(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off)
@@ -140,7 +140,8 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 		return XDP_PASS;
 	s->reply_len = 0;
 	s->reply_csum = 0;
-	if (request_key(DATA(ctx), DATA_END(ctx), READ_ONCE(s->text) + GET_LEN, s) ||
+	if (request_key(DATA(ctx), DATA_END(ctx), READ_ONCE(s->text) + GET_LEN,
+			s) ||
 	    find(s) != FIND_HIT)
 		return XDP_PASS;
 	off = READ_ONCE(s->next);
@@ -185,8 +186,8 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
  * The same from TC, which counts and notes what goes on. On return the action;
  * TC_ACT_UNSPEC with the skb as it came.
  */
-static __always_inline int serve_tc(struct __sk_buff *skb, struct bmc_scratch *s,
-				    struct bmc_stats *st)
+static __always_inline int serve_tc(struct __sk_buff *skb,
+				    struct bmc_scratch *s, struct bmc_stats *st)
 {
 	int why, found = FIND_HIT, intact;
 	__u32 keys, off, start, len;
@@ -240,7 +241,8 @@ static __always_inline int serve_tc(struct __sk_buff *skb, struct bmc_scratch *s
 }
 
 /* A UDP datagram to memcached that is no GET of bmc's kind goes on. */
-static __always_inline void udp_passed(struct __sk_buff *skb, struct bmc_scratch *s,
+static __always_inline void udp_passed(struct __sk_buff *skb,
+				       struct bmc_scratch *s,
 				       struct bmc_stats *st, int why)
 {
 	struct walk w = { .skb = skb, .s = s, .st = st };
@@ -259,8 +261,8 @@ static __always_inline void udp_passed(struct __sk_buff *skb, struct bmc_scratch
 }
 
 /* A datagram from memcached: if it answers a lease, fill. */
-static __always_inline void reply_seen(struct __sk_buff *skb, struct bmc_scratch *s,
-				       struct bmc_stats *st)
+static __always_inline void
+reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
 {
 	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
 	bool leased;

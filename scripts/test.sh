@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+# Every check there is, from a bare Debian 12 with rustup: installs the Debian
+# packages that are missing, then checks format and lints, runs all tests, and
+# builds and loads the BPF programs with every clang that is supported.
+#
+# Run it as root: the kernel lets nobody else load the programs or make network
+# namespaces. Otherwise what needs root is skipped, and said to be.
+#
+#   BMC_NO_INSTALL=1    installs nothing
+#   BMC_E2E_GETS=N      GETs of each random run in tests/e2e.rs (100000); a
+#                       thorough run takes 1000000
+#   BMC_TEST_SEED=N     seed of random tests; a failing one prints its own
+#   BMC_CLANG=PATH      the clang that builds what is tested (the newest found)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/need.sh
+
+failed=()
+skipped=()
+
+# stage <name> <command>...
+stage() {
+	printf '\n=== %s\n' "$1"
+	"${@:2}" || failed+=("$1")
+}
+
+skip() {
+	printf '\n=== %s: skipped, %s\n' "$1" "$2"
+	skipped+=("$1")
+}
+
+# What a test run changes in the work tree would be committed by accident.
+before=$(git status --porcelain)
+
+need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19
+for component in rustfmt clippy; do
+	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
+done
+
+stage "shell syntax" bash -n scripts/*.sh .ci/run
+stage "cargo fmt" cargo fmt --check
+if clang_format=$(command -v clang-format-19); then
+	stage "clang-format" "$clang_format" --dry-run --Werror bpf/*.[ch]
+else
+	skip "clang-format" "clang-format-19 is missing"
+fi
+stage "clippy" cargo clippy --locked --all-targets -- -D warnings
+if [[ -x scripts/verifier.sh && $EUID -eq 0 ]]; then
+	stage "verifier" scripts/verifier.sh
+elif [[ -x scripts/verifier.sh ]]; then
+	skip "verifier" "it needs root"
+fi
+stage "cargo test" cargo test --locked --no-fail-fast
+[[ $EUID -eq 0 ]] || skip "the tests that need root" "see above"
+
+stage "clean work tree" diff <(echo "$before") <(git status --porcelain)
+
+echo
+if [[ ${#failed[@]} -gt 0 ]]; then
+	printf 'FAILED:'
+	printf ' [%s]' "${failed[@]}"
+	echo
+	exit 1
+fi
+if [[ ${#skipped[@]} -gt 0 ]]; then
+	printf 'PASSED, except what was skipped:'
+	printf ' [%s]' "${skipped[@]}"
+	echo
+else
+	echo "PASSED: everything"
+fi

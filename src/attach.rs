@@ -1,0 +1,656 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! `bmc attach`: load the programs, make or take over the maps, put the
+//! programs to their places.
+
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::fd::BorrowedFd;
+use std::sync::mpsc;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use anyhow::Context as _;
+use anyhow::Result;
+use anyhow::anyhow;
+use anyhow::bail;
+use libbpf_rs::ErrorKind;
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapType;
+use libbpf_rs::OpenObject;
+use libbpf_rs::num_possible_cpus;
+use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::skel::Skel as _;
+use libbpf_rs::skel::SkelBuilder as _;
+use nix::errno::Errno;
+
+use crate::cli;
+use crate::cli::Cidr;
+use crate::cli::Mode;
+use crate::hook::Hook;
+use crate::hook::Place;
+use crate::hook::carry_qdisc_over;
+use crate::instance;
+use crate::instance::Dir;
+use crate::instance::Instance;
+use crate::instance::Lock;
+use crate::instance::NotAttached;
+use crate::kernel;
+use crate::layout::Kind;
+use crate::layout::LAYOUT;
+use crate::layout::Layout;
+use crate::layout::map_bytes;
+use crate::message;
+use crate::skel::BmcSkel;
+use crate::skel::BmcSkelBuilder;
+use crate::skel::OpenBmcSkel;
+use crate::skel::types::bmc_config;
+use crate::skel::types::bmc_prefix4;
+use crate::skel::types::bmc_prefix6;
+use crate::stats;
+use crate::system;
+
+/// Sources that are answered unless `--allow` says otherwise: the private,
+/// link-local, loopback and unique-local networks.
+const ALLOW: [&str; 8] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "169.254.0.0/16",
+    "127.0.0.0/8",
+    "fe80::/10",
+    "fc00::/7",
+    "::1/128",
+];
+
+/// Between two lines of statistics.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Attaches as the arguments say.
+pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
+    system::check_capabilities()?;
+    system::mount_bpffs(args.foreground)?;
+    let _lock = Lock::create()?;
+    let old = Dir::of(name).exists().then(|| Instance::find(name)).transpose()?;
+    if let Some(old) = &old {
+        check_old(old, args)?;
+    }
+    let targets = targets(args)?;
+    for target in &targets {
+        check_conflicts(target, name, old.as_ref())?;
+    }
+
+    let mut storage = MaybeUninit::uninit();
+    let mut loading = Loading::open(args, &mut storage)?;
+    let kept = match &old {
+        Some(old) => loading.reuse(old)?,
+        None => None,
+    };
+    if kept.is_none() {
+        check_memory(args.memory)?;
+    }
+    let config = loading.configure(args, kept.as_ref())?;
+    let skel = loading.load()?;
+
+    let dir = Dir::of(name);
+    let mut staging = Staging::new(&dir, old.as_ref(), &skel, kept.is_some())?;
+    // The cache goes on meanwhile only if no entry can become wrong by it: a
+    // place that was not watched has not seen the writes that came by there.
+    let goes_on = match (&kept, &old) {
+        (Some(was), Some(old)) => {
+            is_alike(was, &config) && watches_all(old, &targets)? && !old.is_idle()?
+        }
+        _ => false,
+    };
+    if !goes_on {
+        staging.idle()?;
+    }
+    for target in &targets {
+        staging.place(target)?;
+    }
+    staging.commit(!goes_on)
+}
+
+/// Whether entries filled under one configuration are right under the other.
+fn is_alike(a: &bmc_config, b: &bmc_config) -> bool {
+    (a.nr_ports, a.ports, a.max_age, a.unknown_ttl)
+        == (b.nr_ports, b.ports, b.max_age, b.unknown_ttl)
+}
+
+fn watches_all(old: &Instance, targets: &[Target]) -> Result<bool> {
+    let hooks = old.hooks()?;
+    Ok(targets.iter().filter(|target| !target.is_xdp()).all(|target| {
+        hooks.iter().any(|hook| {
+            hook.iface == target.iface
+                && hook.place == target.place
+                && hook.is_on(target.ifindex, old.dir.owner(), &old.dir.links())
+        })
+    }))
+}
+
+fn check_old(old: &Instance, args: &cli::Attach) -> Result<()> {
+    if !args.replace {
+        let mut ifaces: Vec<_> = old.hooks()?.into_iter().map(|hook| hook.iface).collect();
+        ifaces.retain(|iface| iface != "lo");
+        ifaces.dedup();
+        bail!("already attached to {} (use --replace to change that)", ifaces.join(", "));
+    }
+    if !old.dir.is_here() {
+        bail!(
+            "instance {} is attached in another network namespace (bmc detach it, or use another \
+             --instance)",
+            old.name
+        );
+    }
+    Ok(())
+}
+
+/// A place that is to get a program.
+struct Target {
+    iface: String,
+    ifindex: i32,
+    place: Place,
+    /// May be left out if the driver cannot.
+    optional: bool,
+}
+
+impl Target {
+    fn is_xdp(&self) -> bool {
+        self.place.is_xdp()
+    }
+}
+
+/// All places, in the order in which they are taken; the loopback first.
+fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
+    let mut ifaces = Vec::new();
+    if !args.no_loopback {
+        ifaces.push(("lo", system::interface("lo")?));
+    }
+    for iface in &args.interfaces {
+        if !ifaces.iter().any(|(other, _)| other == iface) {
+            ifaces.push((iface, system::interface(iface)?));
+        }
+    }
+    let xdp = match args.mode {
+        Mode::Auto | Mode::Native => Some(Place::Native),
+        Mode::Generic => Some(Place::Generic),
+        Mode::Tc => None,
+    };
+    let mut targets = Vec::new();
+    for place in [Some(Place::Egress), Some(Place::Ingress), xdp].into_iter().flatten() {
+        for (iface, ifindex) in &ifaces {
+            if !(place.is_xdp() && *iface == "lo") {
+                targets.push(Target {
+                    iface: (*iface).into(),
+                    ifindex: *ifindex,
+                    place,
+                    optional: args.mode == Mode::Auto && place.is_xdp(),
+                });
+            }
+        }
+    }
+    Ok(targets)
+}
+
+/// Fails if another instance or a foreign XDP program is where we want to be.
+fn check_conflicts(target: &Target, name: &str, old: Option<&Instance>) -> Result<()> {
+    let Target { iface, ifindex, place, .. } = target;
+    if iface == "lo" || *place == Place::Egress {
+        return Ok(());
+    }
+    for other in instance::others(name)? {
+        let has = |hook: Hook| {
+            hook.place == *place && hook.is_on(*ifindex, other.dir.owner(), &other.dir.links())
+        };
+        if other.hooks()?.into_iter().any(has) {
+            bail!("{iface} already has bmc's instance {} (bmc detach it first)", other.name);
+        }
+    }
+    if !target.is_xdp() {
+        return Ok(());
+    }
+    let ours: Vec<_> = match old {
+        Some(old) => old
+            .hooks()?
+            .iter()
+            .filter(|hook| hook.iface == *iface && hook.place.is_xdp())
+            .filter_map(|hook| hook.program_id(old.dir.owner(), &old.dir.links()))
+            .collect(),
+        None => Vec::new(),
+    };
+    let programs = kernel::xdp_programs(*ifindex)
+        .with_context(|| format!("cannot ask for the XDP programs of {iface}"))?;
+    if let Some(id) = programs.into_iter().find(|id| !ours.contains(id)) {
+        let name = kernel::prog_by_id(id)
+            .and_then(|prog| kernel::prog_info(prog.as_fd()))
+            .map_or_else(|_| "of unknown name".into(), |info| info.name);
+        bail!(
+            "{iface} already has the XDP program {name} (id {id}), which bmc does not replace (it \
+             works beside it with --mode tc)"
+        );
+    }
+    Ok(())
+}
+
+/// Rather fails than have the kernel kill somebody for memory.
+fn check_memory(memory: u64) -> Result<()> {
+    let available = system::memory_available()?;
+    if memory > available / 16 * 15 {
+        bail!(
+            "--memory {}M is more than can be had: {}M are available",
+            memory >> 20,
+            available >> 20
+        );
+    }
+    Ok(())
+}
+
+/// The programs and maps, not in the kernel yet.
+struct Loading<'obj> {
+    skel: OpenBmcSkel<'obj>,
+    layout: Layout,
+}
+
+impl<'obj> Loading<'obj> {
+    fn open(args: &cli::Attach, storage: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+        let mut skel = BmcSkelBuilder::default()
+            .open(storage)
+            .map_err(|err| libbpf_failed(err, "cannot open the BPF programs"))?;
+        let cpus = num_possible_cpus().context("cannot count the CPUs")? as u64;
+        // Whatever does not grow with --memory.
+        let any = Layout { buckets: 1, slabs: 1, senders: 1, leases: 1 };
+        let fixed = skel
+            .open_object()
+            .maps()
+            .filter(|map| any.entries(&map.name().to_string_lossy()).is_none())
+            .map(|map| {
+                let kind = match map.map_type() {
+                    MapType::Hash => Kind::Hash,
+                    MapType::PercpuArray => Kind::PerCpuArray,
+                    _ => Kind::Array,
+                };
+                map_bytes(kind, map.key_size(), map.value_size(), map.max_entries(), cpus)
+            })
+            .sum();
+        let layout = Layout::new(args.memory, fixed)?;
+        for mut map in skel.open_object_mut().maps_mut() {
+            if let Some(entries) = layout.entries(&map.name().to_string_lossy()) {
+                map.set_max_entries(entries).context("cannot size the maps")?;
+            }
+        }
+        Ok(Self { skel, layout })
+    }
+
+    /// Takes over the maps of an instance, and returns its configuration, if
+    /// they are just what would be made anew.
+    fn reuse(&mut self, old: &Instance) -> Result<Option<bmc_config>> {
+        let Ok(config) = old.config() else {
+            message::tell("the cache is another version's: starting with an empty one");
+            return Ok(None);
+        };
+        let mut handles = Vec::new();
+        for map in self.skel.open_object().maps() {
+            let name = map.name().to_string_lossy().into_owned();
+            let Some(pin) = pin_name(&name).filter(|pin| *pin != CONFIG) else { continue };
+            let handle = old.dir.map(pin).ok().filter(|handle| {
+                handle.map_type() == map.map_type()
+                    && handle.key_size() == map.key_size()
+                    && handle.value_size() == map.value_size()
+                    && handle.max_entries() == map.max_entries()
+            });
+            let Some(handle) = handle else {
+                message::tell("the cache has another size or layout: starting with an empty one");
+                return Ok(None);
+            };
+            handles.push((name, handle));
+        }
+        for mut map in self.skel.open_object_mut().maps_mut() {
+            if let Some((_, handle)) = handles.iter().find(|(name, _)| map.name() == name.as_str())
+            {
+                map.reuse_fd(handle.as_fd()).context("cannot take the maps over")?;
+            }
+        }
+        Ok(Some(config))
+    }
+
+    /// Sets all options. Entries are found only by the hash that filed them.
+    fn configure(&mut self, args: &cli::Attach, kept: Option<&bmc_config>) -> Result<bmc_config> {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos());
+        let mut cfg = bmc_config {
+            memory: args.memory,
+            max_age: nanos(args.max_age)?,
+            unknown_ttl: nanos(args.unknown_ttl)?,
+            layout: LAYOUT,
+            buckets: self.layout.buckets,
+            slabs: self.layout.slabs,
+            senders: self.layout.senders,
+            leases: self.layout.leases,
+            ..Default::default()
+        };
+        if let Some(kept) = kept {
+            (cfg.seed, cfg.nh) = (kept.seed, kept.nh);
+        } else {
+            let mut bytes = vec![0; size_of_val(&cfg.seed) + size_of_val(&cfg.nh)];
+            system::random(&mut bytes)?;
+            let (seed, nh) = bytes.split_at(size_of_val(&cfg.seed));
+            fill(&mut cfg.seed, seed, u64::from_ne_bytes);
+            fill(&mut cfg.nh, nh, u32::from_ne_bytes);
+        }
+        for (to, port) in cfg.ports.iter_mut().zip(args.ports()) {
+            *to = port.to_be();
+            cfg.nr_ports += 1;
+        }
+        let parsed = ALLOW.map(str::parse);
+        let allow = if args.allow.is_empty() {
+            parsed.into_iter().collect::<Result<_, _>>().map_err(|err: String| anyhow!(err))?
+        } else {
+            args.allow.clone()
+        };
+        set_allow(&mut cfg, &allow);
+        let rodata = self.skel.maps.rodata_data.as_deref_mut();
+        rodata.context("the BPF programs have no configuration")?.cfg = cfg;
+        Ok(cfg)
+    }
+
+    fn load(self) -> Result<BmcSkel<'obj>> {
+        self.skel.load().map_err(|err| libbpf_failed(err, "cannot load the BPF programs"))
+    }
+}
+
+/// Fills an array from bytes, an element's worth at a time.
+fn fill<T, const N: usize>(to: &mut [T], from: &[u8], element: impl Fn([u8; N]) -> T) {
+    for (to, from) in to.iter_mut().zip(from.chunks_exact(N)) {
+        *to = element(std::array::from_fn(|i| from[i]));
+    }
+}
+
+fn set_allow(cfg: &mut bmc_config, allow: &[Cidr]) {
+    let (v4, v6): (Vec<Cidr>, Vec<Cidr>) = allow.iter().partition(|cidr| cidr.addr.is_ipv4());
+    for (to, cidr) in cfg.allow4.iter_mut().zip(v4) {
+        let [mut net, mut mask] = [[0]; 2];
+        let (addr, bits) = cidr.bytes();
+        fill(&mut net, &addr, u32::from_ne_bytes);
+        fill(&mut mask, &bits, u32::from_ne_bytes);
+        *to = bmc_prefix4 { net: net[0], mask: mask[0] };
+        cfg.nr_allow4 += 1;
+    }
+    for (to, cidr) in cfg.allow6.iter_mut().zip(v6) {
+        let (addr, bits) = cidr.bytes();
+        *to = bmc_prefix6::default();
+        fill(&mut to.net, &addr, u64::from_ne_bytes);
+        fill(&mut to.mask, &bits, u64::from_ne_bytes);
+        cfg.nr_allow6 += 1;
+    }
+}
+
+/// A message for what libbpf could not do, with what it has to say.
+fn libbpf_failed(err: libbpf_rs::Error, what: &str) -> anyhow::Error {
+    let kind = err.kind();
+    let said = message::libbpf();
+    let err = anyhow::Error::new(err);
+    match kind {
+        ErrorKind::PermissionDenied if !said.contains("PROG LOAD LOG") => err.context(format!(
+            "{what}: not permitted (in a container, or is the kernel locked down?)"
+        )),
+        ErrorKind::OutOfMemory => err.context(format!("{what}: not enough memory")),
+        _ if said.is_empty() => err.context(what.to_string()),
+        _ => err.context(format!("{what}:\n{said}\nbmc: the kernel refused that (-v for all)")),
+    }
+}
+
+const CONFIG: &str = "config";
+
+/// What a map is pinned as. None for maps of libbpf's own making.
+fn pin_name(map: &str) -> Option<&str> {
+    if map.ends_with(".rodata") {
+        return Some(CONFIG);
+    }
+    (!map.contains('.')).then(|| map.strip_prefix("bmc_").unwrap_or(map))
+}
+
+/// An instance that is being made. Undone when dropped, unless committed.
+struct Staging<'a> {
+    own: &'a Dir,
+    dir: Dir,
+    old: Option<&'a Instance>,
+    skel: &'a BmcSkel<'a>,
+    keeps_maps: bool,
+    /// The old instance idles for our sake.
+    idled: bool,
+    undo: Vec<Undo>,
+    is_committed: bool,
+}
+
+/// How to put one place of the old instance back.
+enum Undo {
+    Exchange(Hook),
+    Reattach(Hook, i32),
+}
+
+impl<'a> Staging<'a> {
+    fn new(
+        own: &'a Dir,
+        old: Option<&'a Instance>,
+        skel: &'a BmcSkel<'a>,
+        keeps_maps: bool,
+    ) -> Result<Self> {
+        let dir = own.building();
+        let staging = Self {
+            own,
+            dir,
+            old,
+            skel,
+            keeps_maps,
+            idled: false,
+            undo: Vec::new(),
+            is_committed: false,
+        };
+        staging.pin().context("cannot pin the maps and programs")?;
+        Ok(staging)
+    }
+
+    fn pin(&self) -> Result<()> {
+        self.dir.create()?;
+        let object = self.skel.object();
+        for map in object.maps() {
+            if let Some(name) = map.name().to_str().and_then(pin_name) {
+                kernel::pin(map.as_fd(), &self.dir.join(name))?;
+            }
+        }
+        for (name, prog) in self.programs() {
+            kernel::pin(prog, &self.dir.join(name))?;
+        }
+        self.dir.note("netns", &system::network_namespace()?)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
+        let since = self.old.filter(|_| self.keeps_maps).and_then(|old| old.dir.noted("since"));
+        self.dir.note("since", &since.unwrap_or_else(|| now.into()))?;
+        Ok(())
+    }
+
+    fn programs(&self) -> [(&'static str, BorrowedFd<'a>); 4] {
+        let progs = &self.skel.progs;
+        [
+            (Place::Native.program(), progs.bmc_rx.as_fd()),
+            (Place::Ingress.program(), progs.bmc_rx_tc.as_fd()),
+            (Place::Egress.program(), progs.bmc_tx.as_fd()),
+            ("flush", progs.bmc_flush.as_fd()),
+        ]
+    }
+
+    fn program(&self, place: Place) -> BorrowedFd<'a> {
+        match place {
+            Place::Egress => self.skel.progs.bmc_tx.as_fd(),
+            Place::Ingress => self.skel.progs.bmc_rx_tc.as_fd(),
+            Place::Native | Place::Generic => self.skel.progs.bmc_rx.as_fd(),
+        }
+    }
+
+    /// Has both the old cache and the new one idle.
+    fn idle(&mut self) -> Result<()> {
+        if let Some(old) = self.old {
+            self.idled = true;
+            old.dir.idle()?;
+        }
+        instance::set_idle(&self.dir.map("global")?)
+    }
+
+    fn place(&mut self, target: &Target) -> Result<()> {
+        let Target { iface, ifindex, place, optional } = target;
+        let prog = self.program(*place);
+        if let Some(old) = self.old {
+            let links = old.dir.links();
+            carry_qdisc_over(iface, &links, &self.dir.links())?;
+            for hook in old.hooks()? {
+                let rivals = hook.place == *place || hook.place.is_xdp() && place.is_xdp();
+                if hook.iface != *iface || !rivals || !hook.is_on(*ifindex, old.dir.owner(), &links)
+                {
+                    continue;
+                }
+                if hook.place == *place {
+                    message::detail(&format!("{iface}: exchanging the program {place}"));
+                    return self
+                        .exchange(hook, old)
+                        .with_context(|| format!("cannot exchange the program on {iface}"));
+                }
+                // Native and generic exclude each other.
+                let (link, _) = hook.link(&links)?;
+                kernel::link_detach(link.as_fd())
+                    .with_context(|| format!("cannot change the mode of {iface}"))?;
+                self.undo.push(Undo::Reattach(hook, *ifindex));
+            }
+        }
+        message::detail(&format!("{iface}: attaching the program {place}"));
+        let links = self.dir.links();
+        match Hook::attach(iface, *ifindex, *place, prog, self.dir.owner(), &links) {
+            Err(err) if *optional && !is_refusal(&err) => {
+                message::detail(&format!("{iface} has no native XDP ({err}): using tc"));
+                Ok(())
+            }
+            Err(err) => Err(attach_failed(err, iface, *place)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn exchange(&mut self, hook: Hook, old: &Instance) -> Result<()> {
+        let prog = self.program(hook.place);
+        let links = old.dir.links();
+        hook.carry_over(&links, &self.dir.links(), prog)?;
+        hook.exchange(&links, prog, self.dir.owner())?;
+        self.undo.push(Undo::Exchange(hook));
+        Ok(())
+    }
+
+    /// Makes it the instance of its name.
+    fn commit(mut self, flush: bool) -> Result<()> {
+        if self.old.is_some() { self.dir.exchange(self.own) } else { self.dir.rename_to(self.own) }
+            .context("cannot rename the instance's directory")?;
+        self.is_committed = true;
+        if flush {
+            instance::flush(self.own)?;
+        }
+        if self.old.is_some() {
+            self.dir.remove(Some(self.own)).context("cannot remove what was replaced")?;
+        }
+        Ok(())
+    }
+
+    /// Puts the old instance back to where it was.
+    fn restore(&self, old: &Instance) -> Result<()> {
+        let links = old.dir.links();
+        for undo in self.undo.iter().rev() {
+            match undo {
+                Undo::Exchange(hook) => {
+                    let prog = old.dir.program(hook.place.program())?;
+                    hook.exchange(&links, prog.as_fd(), old.dir.owner())?;
+                }
+                Undo::Reattach(hook, ifindex) => {
+                    let prog = old.dir.program(hook.place.program())?;
+                    fs::remove_file(links.join(hook.name()))?;
+                    let owner = old.dir.owner();
+                    Hook::attach(&hook.iface, *ifindex, hook.place, prog.as_fd(), owner, &links)?;
+                }
+            }
+        }
+        if self.idled {
+            instance::flush(&old.dir)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        if self.is_committed {
+            return;
+        }
+        // The rest is removed even if this fails; the old instance then idles.
+        if let Some(Err(err)) = self.old.map(|old| self.restore(old)) {
+            message::tell(&format!("cannot restore what was attached: {err:#}"));
+        }
+        let kept = self.old.map(|old| &old.dir);
+        if let Err(err) = self.dir.remove(kept) {
+            message::tell(&format!("cannot remove what was begun: {err}"));
+        }
+    }
+}
+
+/// Whether an XDP program was refused for who we are or what is there, not for
+/// what the driver can do.
+fn is_refusal(err: &io::Error) -> bool {
+    let errno = err.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EPERM | Errno::EACCES | Errno::EBUSY | Errno::EEXIST))
+}
+
+fn attach_failed(err: io::Error, iface: &str, place: Place) -> anyhow::Error {
+    let errno = err.raw_os_error().map(Errno::from_raw);
+    let hint = match (errno, place) {
+        (Some(Errno::EOPNOTSUPP), Place::Native) => {
+            ": its driver has no native XDP (--mode auto uses tc then)"
+        }
+        (Some(Errno::EBUSY | Errno::EEXIST), place) if place.is_xdp() => {
+            ": another XDP program was put there meanwhile"
+        }
+        (_, Place::Native) if !is_refusal(&err) => {
+            ": its driver refuses native XDP, perhaps for the MTU (--mode auto uses tc then)"
+        }
+        _ => "",
+    };
+    anyhow::Error::new(err).context(format!("cannot attach to {iface}{hint}"))
+}
+
+/// Attaches, prints statistics until a signal comes, and detaches.
+pub fn foreground(args: &cli::Attach, name: &str, out: &mut impl Write) -> Result<()> {
+    let (ended, end) = mpsc::channel();
+    // Before anything is attached: a signal must not leave that behind.
+    ctrlc::set_handler(move || _ = ended.send(())).context("cannot wait for signals")?;
+    attach(args, name)?;
+    let guard = Detach(name);
+    let followed = stats::follow(name, || end.recv_timeout(INTERVAL).is_err(), out);
+    if followed.as_ref().is_err_and(anyhow::Error::is::<NotAttached>) {
+        std::mem::forget(guard); // somebody else was faster
+        return followed;
+    }
+    guard.detach().and(followed)
+}
+
+/// Detaches when dropped, so also in a panic.
+struct Detach<'a>(&'a str);
+
+impl Detach<'_> {
+    fn detach(self) -> Result<()> {
+        let name = self.0;
+        std::mem::forget(self);
+        instance::detach(name, &[])
+    }
+}
+
+impl Drop for Detach<'_> {
+    fn drop(&mut self) {
+        if let Err(err) = instance::detach(self.0, &[]) {
+            message::tell(&format!("{err:#}"));
+        }
+    }
+}

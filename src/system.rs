@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! What the machine offers: privileges, memory, interfaces, a mounted bpffs.
+
+use std::fs;
+use std::io;
+use std::io::ErrorKind;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::parent_id;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use anyhow::Result;
+use anyhow::bail;
+use nix::mount::MsFlags;
+use nix::mount::mount;
+use nix::net::if_::if_nameindex;
+use nix::net::if_::if_nametoindex;
+use nix::sys::statfs::BPF_FS_MAGIC;
+use nix::sys::statfs::SYSFS_MAGIC;
+use nix::sys::statfs::statfs;
+
+/// Where bpffs belongs.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Fails unless this process may load and attach BPF programs.
+pub fn check_capabilities() -> Result<()> {
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_ADMIN: u64 = 1 << 21;
+    const PERFMON: u64 = 1 << 38;
+    const BPF: u64 = 1 << 39;
+
+    let status = fs::read_to_string("/proc/self/status").context("cannot read my own status")?;
+    let have = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .context("cannot read my own capabilities")?;
+    // CAP_SYS_ADMIN stands for those that were split off from it.
+    let have = if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF };
+    let needed = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")];
+    let missing: Vec<_> =
+        needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect();
+    if !missing.is_empty() {
+        bail!("no permission: {} missing (run as root)", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// Bytes that can be had without pushing anybody out.
+pub fn memory_available() -> Result<u64> {
+    let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let kib: u64 = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse().ok())
+        .context("no MemAvailable in /proc/meminfo")?;
+    Ok(kib << 10)
+}
+
+/// The index of an interface in this network namespace.
+pub fn index_of(name: &str) -> io::Result<i32> {
+    i32::try_from(if_nametoindex(name)?).map_err(io::Error::other)
+}
+
+/// The same for one that should be there.
+pub fn interface(name: &str) -> Result<i32> {
+    if let Ok(index) = index_of(name) {
+        return Ok(index);
+    }
+    let names: Vec<_> = if_nameindex()
+        .context("cannot list the network interfaces")?
+        .iter()
+        .map(|i| i.name().to_string_lossy().into_owned())
+        .filter(|name| name != "lo")
+        .collect();
+    if names.is_empty() {
+        bail!("no such interface: {name} (there is none but lo)");
+    }
+    bail!("no such interface: {name} (there are: {})", names.join(", "));
+}
+
+/// What tells this thread's network namespace from others.
+pub fn network_namespace() -> Result<PathBuf> {
+    fs::read_link("/proc/thread-self/ns/net").context("cannot tell the network namespace")
+}
+
+/// Whether a network namespace is in use or has a name.
+pub fn network_namespace_exists(namespace: &Path) -> bool {
+    let list = |dir| fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_used = |process: fs::DirEntry| {
+        fs::read_link(process.path().join("ns/net")).is_ok_and(|net| net == namespace)
+    };
+    let is_named = |name: fs::DirEntry| {
+        let inode = name.metadata().map(|data| format!("net:[{}]", data.ino()));
+        inode.is_ok_and(|inode| Path::new(&inode) == namespace)
+    };
+    list("/proc").any(is_used) || list("/run/netns").any(is_named)
+}
+
+/// Fills a buffer with random bytes.
+pub fn random(buffer: &mut [u8]) -> Result<()> {
+    let mut file = fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+    file.read_exact(buffer).context("cannot read /dev/urandom")
+}
+
+/// Mounts bpffs if it is not. `private` says that a mount for this process's
+/// mount namespace alone will do.
+pub fn mount_bpffs(private: bool) -> Result<()> {
+    let kind = statfs(BPFFS).with_context(|| format!("cannot look at {BPFFS}"))?.filesystem_type();
+    if kind == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    if kind != SYSFS_MAGIC {
+        bail!("{BPFFS} is neither a bpf file system nor sysfs: something else is mounted there");
+    }
+    if !private && !is_initial_mount_namespace() {
+        bail!(
+            "{BPFFS} has no bpf file system here, and one mounted in this mount namespace would \
+             go with it: as `ip netns exec` makes one, use `nsenter --net=/run/netns/NAME bmc \
+             ...` instead, or --foreground"
+        );
+    }
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .with_context(|| format!("cannot mount the bpf file system on {BPFFS}"))
+}
+
+/// Whether this mount namespace is init's; where init must not be looked at,
+/// the parent's.
+fn is_initial_mount_namespace() -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let initial = namespace("1").or_else(|| namespace(&parent_id().to_string()));
+    initial.is_none_or(|initial| namespace("self") == Some(initial))
+}
+
+/// Whether the kernel measures how long programs run.
+pub fn measures_run_time() -> bool {
+    fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() == "1")
+}
+
+/// Creates a directory for root alone; fine if it is there.
+pub fn make_directory(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(err) if err.kind() == ErrorKind::AlreadyExists => Ok(()),
+        ret => ret,
+    }
+}

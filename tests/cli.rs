@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! The command line from outside: usage, messages and exit codes. Nothing is
+//! attached, so no privileges are needed.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const NOT_ATTACHED: i32 = 3;
+
+fn bmc(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bmc")).args(args).output().expect("bmc can be run")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn assert_usage(args: &[&str], message: &str) {
+    let output = bmc(args);
+    assert_eq!(output.status.code(), Some(USAGE), "{args:?}: {}", stderr(&output));
+    assert!(stderr(&output).contains(message), "{args:?}: {}", stderr(&output));
+    assert_eq!(stdout(&output), "", "{args:?}");
+}
+
+#[test]
+fn help_goes_to_stdout_and_tells_the_exit_codes() {
+    for args in [&["--help"][..], &["-h"]] {
+        let output = bmc(args);
+        assert_eq!(output.status.code(), Some(DONE));
+        assert_eq!(stderr(&output), "");
+        for text in ["attach", "detach", "flush", "status", "stats", "entries", "Exit codes:"] {
+            assert!(stdout(&output).contains(text), "{args:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn every_command_has_help_that_fits_a_terminal() {
+    for command in ["attach", "detach", "flush", "status", "stats", "entries", "completions", "man"]
+    {
+        let output = bmc(&[command, "--help"]);
+        assert_eq!(output.status.code(), Some(DONE), "{command}");
+        assert!(stdout(&output).contains("Usage: bmc "), "{command}");
+        for line in stdout(&output).lines() {
+            assert!(line.chars().count() <= 100, "{command}: {line}");
+        }
+    }
+}
+
+#[test]
+fn tells_its_version() {
+    assert_eq!(stdout(&bmc(&["-V"])), concat!("bmc ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
+    for (args, message) in [
+        (&[][..], "Usage: bmc"),
+        (&["frobnicate"], "unrecognized subcommand"),
+        (&["attach"], "<IFACE>"),
+        (&["attach", "lo"], "watched anyway"),
+        (&["attach", "eth0", "--mode", "fast"], "possible values: auto, native, tc, generic"),
+        (&["attach", "eth0", "--memory", "15M"], "not within 16M and 256G"),
+        (&["attach", "eth0", "--memory", "257G"], "not within 16M and 256G"),
+        (&["attach", "eth0", "--memory", "lots"], "does not start with a whole number"),
+        (&["attach", "eth0", "--memory", "64MB"], "not a size"),
+        (&["attach", "eth0", "--max-age", "60"], "no unit: 60s"),
+        (&["attach", "eth0", "--max-age", "8d"], "not within 10ms and 7d"),
+        (&["attach", "eth0", "--unknown-ttl", "1ms"], "not within 10ms and 7d"),
+        (&["attach", "eth0", "--allow", "10.0.0.1/8"], "did you mean 10.0.0.0/8?"),
+        (&["attach", "eth0", "--allow", "10.0.0.0/33"], "up to 32"),
+        (&["attach", "eth0", "--allow", "all"], "not an IPv4 or IPv6 network"),
+        (&["attach", "eth0", "--port", "0"], "0 is not in 1..=65535"),
+        (&["attach", "eth0", "--port", "65536"], "65536 is not in 1..=65535"),
+        (&["--instance", "a.b", "status"], "letters, digits"),
+        (&["--instance", "../x", "status"], "letters, digits"),
+        (&["stats", "--format", "xml"], "possible values: table, json, csv, prometheus"),
+        (&["stats", "--json", "--format", "csv"], "cannot be used with"),
+        (&["stats", "--count", "3"], "--watch"),
+        (&["stats", "--watch", "never"], "not a number of seconds"),
+        (&["stats", "--watch", "0"], "not within"),
+        (&["entries", "--key", ""], "1 to 250 bytes"),
+        (&["entries", "--limit", "-1"], "unexpected argument"),
+        (&["completions", "tcsh"], "possible values"),
+    ] {
+        assert_usage(args, message);
+    }
+}
+
+#[test]
+fn takes_16_ports_and_32_networks_of_a_family_and_no_more() {
+    let ports = |n: u16| (1..=n).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+    let nets = |n: u16| (0..n).map(|i| format!("10.{i}.0.0/16")).collect::<Vec<_>>().join(",");
+    assert_usage(&["attach", "eth0", "--port", &ports(17)], "--port is given more than 16 times");
+    assert_usage(&["attach", "eth0", "--allow", &nets(33)], "--allow is given more than 32 times");
+    // A port given twice is one port. No such interface, so this goes no further.
+    let (ports, nets) = (ports(16) + ",1", nets(32) + ",fd00::/8");
+    let output = bmc(&["attach", "none-such", "--port", &ports, "--allow", &nets]);
+    assert_eq!(output.status.code(), Some(FAILED), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_not_attached_exits_with_3() {
+    // Those who may not look cannot know.
+    let hidden = fs::metadata("/sys/fs/bpf/bmc")
+        .err()
+        .is_some_and(|err| err.kind() == ErrorKind::PermissionDenied);
+    let instance = format!("none-{}", std::process::id());
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["stats"],
+        &["stats", "--json"],
+        &["stats", "--watch", "--count", "1"],
+        &["entries"],
+        &["flush"],
+        &["detach"],
+        &["detach", "eth0"],
+    ] {
+        let output = bmc(&[&["--instance", &instance], command].concat());
+        let (code, message) =
+            if hidden { (FAILED, "run as root") } else { (NOT_ATTACHED, "is not attached") };
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).starts_with("bmc: "), "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(message), "{command:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{command:?}");
+    }
+}
+
+#[test]
+fn nouns_create_nothing() {
+    let instance = format!("none-{}-nouns", std::process::id());
+    for noun in ["status", "stats", "entries"] {
+        bmc(&["--instance", &instance, noun]);
+        assert!(!Path::new("/sys/fs/bpf/bmc").join(&instance).exists(), "{noun}");
+    }
+}
+
+#[test]
+fn attach_without_privileges_names_the_missing_ones() {
+    let dir = std::env::temp_dir().join(format!("bmc-cli-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a temporary directory");
+    // Where nobody can find it.
+    let copy = dir.join("bmc");
+    fs::copy(env!("CARGO_BIN_EXE_bmc"), &copy).expect("a copy of bmc");
+    for path in [&dir, &copy] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("our own file");
+    }
+    let mut command = Command::new(&copy);
+    command.args(["attach", "eth0"]).current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let output = command.output().expect("bmc can be run");
+    fs::remove_dir_all(&dir).expect("our own directory");
+    assert_eq!(output.status.code(), Some(FAILED));
+    assert_eq!(
+        stderr(&output),
+        "bmc: no permission: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON missing (run as root)\n"
+    );
+}
+
+#[test]
+fn the_manual_page_covers_every_command_and_is_clean_roff() {
+    let output = bmc(&["man"]);
+    assert_eq!(output.status.code(), Some(DONE));
+    let page = stdout(&output);
+    assert!(page.contains(".TH bmc 1"), "{page}");
+    for command in ["attach", "detach", "flush", "status", "stats", "entries"] {
+        assert!(page.contains(&format!("bmc {command}")), "{command}");
+    }
+    assert!(page.contains("EXIT STATUS"));
+    assert!(page.contains("unknown\\-ttl"));
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = bmc(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(DONE), "{shell}");
+        assert!(stdout(&output).contains("attach"), "{shell}");
+        assert!(stdout(&output).contains("unknown-ttl"), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bmc"))
+        .args([OsStr::new("completions"), OsStr::new("bash")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("bmc can be run");
+    drop(child.stdout.take());
+    let mut errors = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut errors).expect("text");
+    assert_eq!(child.wait().expect("our child").code(), Some(DONE));
+    assert_eq!(errors, "");
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! How entries end: flushed, too old, evicted.
+
+use std::thread::sleep;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::fixture::Config;
+use crate::fixture::Verdict;
+use crate::packet::datagram;
+use crate::packet::value;
+use crate::packet::values;
+use crate::random::Rng;
+use crate::scene::KEY_DATA;
+use crate::scene::LEASED;
+use crate::scene::Scene;
+use crate::scene::check_reply;
+use crate::scene::key_reply_of;
+use crate::scene::v4;
+use crate::scene::v6;
+
+#[test]
+fn flushing_forgets_everything() {
+    let Some(scene) = Scene::with_key(&[v4(), v6(), v4().vlan(5)]) else {
+        return;
+    };
+    let id = scene.id();
+    scene.passes("a GET before", &v4().get(id, &["late"]), LEASED);
+    scene.bmc.flush();
+    for flow in [v4(), v6(), v4().vlan(5)] {
+        assert!(!scene.has(&flow, "key"));
+    }
+    scene.bmc.send(&v4().reversed().udp(&datagram(id, &key_reply_of("late"))));
+    assert!(!scene.has(&v4(), "late"), "a lease from before the flush");
+    sleep(Duration::from_millis(1100));
+    scene.fill(&v4(), "key", 0, b"again");
+    scene.hits(&v4(), "key", &values(&[value("key", 0, b"again")]));
+}
+
+#[test]
+fn entries_expire() {
+    let soon = Duration::from_millis(300);
+    let late = Duration::from_secs(60);
+    for (max_age, unknown_ttl) in [(soon, late), (late, soon)] {
+        let config = Config { max_age, unknown_ttl, ..Config::default() };
+        let Some(scene) = Scene::load(&config) else {
+            return;
+        };
+        let start = Instant::now();
+        scene.fill(&v4(), "key", 0, KEY_DATA);
+        let there = scene.has(&v4(), "key");
+        // On a machine too slow to ask in time, the answer says nothing.
+        assert!(there || start.elapsed() > soon / 2);
+        sleep(soon + Duration::from_millis(50));
+        scene.misses(&v4(), "key");
+        scene.fill(&v4(), "key", 0, b"new");
+    }
+}
+
+/// Many keys in few buckets and slabs: entries go, answers stay right.
+#[test]
+fn a_full_cache_still_answers_right() {
+    let config = Config { buckets: 16, slabs: 2, ..Config::default() };
+    let Some(scene) = Scene::load(&config) else {
+        return;
+    };
+    let mut random = Rng::new(5);
+    let mut hits = 0;
+    for _ in 0..20_000 {
+        let nth = random.below(400);
+        let key = format!("key{nth}");
+        let text = values(&[value(&key, nth as u32, &vec![b'v'; nth])]);
+        let id = scene.id();
+        let frame = v4().get(id, &[&key]);
+        match scene.bmc.receive(&frame) {
+            Verdict::Answered(reply) => {
+                hits += 1;
+                check_reply(&key, &frame, &reply, &text);
+            }
+            Verdict::Passed => scene.bmc.send(&v4().reversed().udp(&datagram(id, &text))),
+            verdict @ Verdict::AnsweredLate(_) => panic!("{verdict:?}"),
+        }
+    }
+    assert!(hits > 1000, "{hits} hits");
+    let counted = scene.bmc.counters();
+    assert_eq!(counted.get("get_keys"), counted.get("hits") + counted.get("misses"));
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! The data path, frame by frame: what comes in, what goes out, what is
+//! counted. No network and no memcached; the test plays both. Needs root.
+//!
+//! Not covered, because a test run cannot do it: tags that the kernel keeps
+//! outside the frame, frames in several buffers, `CHECKSUM_COMPLETE`, GSO.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod entries;
+mod fills;
+#[allow(dead_code, reason = "shared with benchmarks")]
+#[path = "../fixture/mod.rs"]
+mod fixture;
+mod fuzz;
+#[allow(dead_code, reason = "shared with benchmarks")]
+#[path = "../packet/mod.rs"]
+mod packet;
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+#[path = "../common/random.rs"]
+mod random;
+mod reads;
+mod scene;
+mod writes;
