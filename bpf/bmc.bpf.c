@@ -108,10 +108,12 @@ int bmc_tx(struct __sk_buff *skb)
 	struct tcphdr tcp;
 	__u32 off, len;
 
-	/* Only what a socket of this host sends, not what it forwards, nor
-	 * what bmc_rx_tc answered.
+	/* Only what a socket of this host sends: not what it forwards nor what
+	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
+	 * still has a socket, the client's.
 	 */
-	if (!s || !st || !skb->sk || !tc_linear(skb, HEADERS_LINEAR))
+	if (!s || !st || !skb->sk || skb->ingress_ifindex ||
+	    !tc_linear(skb, HEADERS_LINEAR))
 		return TC_ACT_UNSPEC;
 	switch (tc_packet(skb, s, WAY_OUT)) {
 	case PACKET_TCP:

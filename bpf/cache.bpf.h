@@ -135,23 +135,23 @@ struct slot_key {
 static __always_inline bool slot_is(const struct slot_key *k,
 				    const struct bmc_scratch *s)
 {
-	__u32 words, rest, i;
+	__u32 words = s->klen / 8, rest = s->klen % 8 * 8;
+	__u64 differ;
 
 	if (k->slot.hash != s->hash || k->slot.klen != s->klen ||
 	    k->slot.port != s->request.peers.server_port ||
 	    k->slot.vlan != s->request.peers.vlan ||
 	    k->slot.addr[0] != s->request.peers.server[0] ||
-	    k->slot.addr[1] != s->request.peers.server[1])
+	    k->slot.addr[1] != s->request.peers.server[1] || words >= KEY_WORDS)
 		return false;
-	words = s->klen / 8;
-	rest = s->klen % 8 * 8;
-	for (i = 0; i < KEY_WORDS - 1; i++) {
+	/* The bits of the last word that are the key's: none if rest is 0. */
+	differ = (k->key[words] ^ s->key[words]) & ((1ULL << rest) - 1);
+	for (__u32 i = 0; i < KEY_WORDS - 1; i++) {
 		if (i >= words)
 			break;
-		if (k->key[i] != s->key[i])
-			return false;
+		differ |= k->key[i] ^ s->key[i];
 	}
-	return !rest || !((k->key[i] ^ s->key[i]) << (64 - rest));
+	return !differ;
 }
 
 /* The same, checked by the verifier on its own: for loops that need not race. */
@@ -386,6 +386,16 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 	return (__u64)slab << UNITS_SHIFT;
 }
 
+/* An entry gives way to another one, if it was of use still. */
+static __always_inline void count_eviction(const struct bmc_slot *slot,
+					   __u64 now, __u64 epoch)
+{
+	struct bmc_stats *st = stats();
+
+	if (st && !slot_is_dead(slot, now, epoch))
+		st->evictions++;
+}
+
 /*
  * The hand of a clock goes round the slots of a class (CLOCK, Corbato 1969,
  * with a small count for a bit): what was hit since it last came by cools down
@@ -434,8 +444,10 @@ static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
 		}
 		if (!slot_take(slot))
 			continue;
-		if (slot->klen)
+		if (slot->klen) {
+			count_eviction(slot, now, epoch);
 			slot_unlink(slot, slab, unit);
+		}
 		return (__u64)slab << UNITS_SHIFT | unit;
 	}
 	return -1;
@@ -546,6 +558,8 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	ref = -1;
 	slot = old ? way_slot(old) : NULL;
 	if (slot && way_is(old, slot->hash) && slot_take(slot)) {
+		if (slot->hash != s->hash)
+			count_eviction(slot, now, s->epoch);
 		/* Between look and take it may have changed hands. */
 		if (way_is(old, slot->hash) && slot->class == c) {
 			ref = (__u32)old - 1;

@@ -203,10 +203,12 @@ enum {
 struct bmc_scratch {
 	struct bmc_request request;
 	/* The packet: offsets from its first byte, lengths in bytes. */
+	__u64 size; /* XDP only */
 	__u64 mac[3]; /* its first 24 bytes */
 	__u32 ip; /* offset of the IP header */
 	__u32 ip_first; /* the IP header's first four bytes */
 	__u32 ip_id;
+	__u32 ip_csum; /* the sum over the IP header: 0xffff if it is whole */
 	__u32 l4; /* offset of the UDP or TCP header */
 	__u32 l4_len; /* UDP or TCP header and payload */
 	__u32 text; /* offset of the memcached text */

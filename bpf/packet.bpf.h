@@ -37,6 +37,21 @@ enum way { WAY_IN, WAY_OUT };
 /* The counters as numbers, so that a parser can return one. */
 #define COUNTER(name) ((int)(offsetof(struct bmc_stats, name) / sizeof(__u64)))
 
+/* Ones' complement arithmetic on sums of 32-bit words (RFC 1071). */
+static __always_inline __u64 csum_word(__u64 w)
+{
+	return (w & 0xffffffff) + (w >> 32);
+}
+
+static __always_inline __u16 csum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
 static __always_inline bool is_memcached_port(__be16 port)
 {
 	for (__u32 i = 0; i < BMC_PORTS_MAX && i < cfg.nr_ports; i++)
@@ -80,7 +95,8 @@ static __always_inline __u64 mapped(__be32 addr)
 }
 
 /*
- * Ethernet, tags, IP and the ports. Sets request.peers, mac, ip*, l4, l4_len.
+ * Ethernet, tags, IP and the ports. Sets request.peers, mac, ip*, l4, l4_len (0
+ * if the stack will drop the packet).
  * request.peers.vlan holds, on entry, the tag that the kernel keeps outside
  * the frame (TC), shifted in by one id: the frame's own tags come after it.
  * Needs the headers in linear memory; l4_len is checked against `len`, the
@@ -137,6 +153,8 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		dst[1] = mapped(ip->daddr);
 		s->ip_first = *(__u32 *)ip;
 		s->ip_id = ip->id;
+		s->ip_csum = csum_fold(csum_word(*(__u64 *)ip) +
+				       csum_word(*(__u64 *)&ip->ttl) + ip->daddr);
 		l4 = off + ihl;
 		l4_end = off + bpf_ntohs(ip->tot_len);
 	} else if (proto == ETH_P_IPV6) {
@@ -157,6 +175,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		if (is_mapped(src) || is_mapped(dst))
 			return PACKET_OTHER;
 		s->ip_first = ip->version_class_label;
+		s->ip_csum = 0xffff; /* it has none */
 		/* One extension header is looked behind, to count it. */
 		if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING ||
 		    next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT) {
@@ -216,8 +235,15 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		return PACKET_TCP;
 	if (options)
 		return -COUNTER(pass_header);
+	/* The stack drops what is cut short; what has more bytes than UDP says
+	 * memcached gets to see without them.
+	 */
 	if (l4_end > len || l4_end < l4 + UDP_LEN ||
-	    l4_end - l4 != bpf_ntohs(l4h->len))
+	    l4_end - l4 < bpf_ntohs(l4h->len)) {
+		s->l4_len = 0;
+		return -COUNTER(pass_length);
+	}
+	if (l4_end - l4 > bpf_ntohs(l4h->len))
 		return -COUNTER(pass_length);
 	return PACKET_UDP;
 }
@@ -254,6 +280,10 @@ static __always_inline int request_parse(void *data, void *data_end,
 	__u8 *text;
 
 	s->text_len = 0;
+	if (s->ip_csum != 0xffff) {
+		s->l4_len = 0;
+		return -COUNTER(pass_checksum);
+	}
 	barrier_var(l4);
 	barrier_var(len);
 	if (s->l4_len <= UDP_LEN + FRAME_LEN)
@@ -360,21 +390,6 @@ static __always_inline bool skb_load(struct __sk_buff *skb, __u32 off, void *to,
 	len--;
 	barrier_var(len);
 	return len < max && !bpf_skb_load_bytes(skb, off, to, len + 1);
-}
-
-/* Ones' complement arithmetic on sums of 32-bit words (RFC 1071). */
-static __always_inline __u64 csum_word(__u64 w)
-{
-	return (w & 0xffffffff) + (w >> 32);
-}
-
-static __always_inline __u16 csum_fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
 }
 
 static __always_inline __u64 csum_peers(const struct bmc_peers *peers, __u32 len)

@@ -27,6 +27,26 @@ enum {
 #define DATA(ctx) ((void *)(long)(ctx)->data)
 #define DATA_END(ctx) ((void *)(long)(ctx)->data_end)
 
+/*
+ * The request and its first key; 0 if that can be looked up. One function, so
+ * that the verifier does not follow each kind of header through the lookup.
+ */
+__noinline int xdp_request(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	void *data = DATA(ctx), *data_end = DATA_END(ctx);
+	int found;
+
+	if (!s)
+		return -1;
+	s->size = data_end - data;
+	s->request.peers.vlan = 0;
+	found = packet_parse(data, data_end, s->size, WAY_IN, false, s);
+	if (found != PACKET_UDP)
+		return -1;
+	return request_parse(data, data_end, s)
+		       ?: request_key(data, data_end, s->text + GET_LEN, s);
+}
+
 /* The keys behind the first, whose texts go behind the first's. */
 __noinline int xdp_key(struct xdp_md *ctx, struct bmc_scratch *s, __u32 off)
 {
@@ -122,27 +142,21 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
 }
 
 /*
- * Answers the GET if every key is there; else the frame is as it came. All of
- * it in one function for one key, for the price of calls (see text_copy()).
+ * Answers the GET if every key is there; else the frame is as it came. For one
+ * key with as few calls as can be, for their price (see text_copy()).
  */
 static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 {
-	void *data = DATA(ctx), *data_end = DATA_END(ctx);
 	struct bmc_stats *st = stats();
-	__u64 start, len, have = data_end - data;
+	__u64 start, len;
 	__u32 keys = 1, off;
 	int grow, intact;
 
-	s->request.peers.vlan = 0;
-	if (!st ||
-	    packet_parse(data, data_end, have, WAY_IN, false, s) != PACKET_UDP ||
-	    request_parse(data, data_end, s))
+	if (!st || xdp_request(ctx, s))
 		return XDP_PASS;
 	s->reply_len = 0;
 	s->reply_csum = 0;
-	if (request_key(DATA(ctx), DATA_END(ctx), READ_ONCE(s->text) + GET_LEN,
-			s) ||
-	    find(s) != FIND_HIT)
+	if (find(s) != FIND_HIT)
 		return XDP_PASS;
 	off = READ_ONCE(s->next);
 	for (; off && keys < BMC_KEYS_MAX; keys++) {
@@ -161,7 +175,7 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 
 	start = reply_build(s, false);
 	len = READ_ONCE(s->text) + READ_ONCE(s->reply_len) + END_LEN;
-	grow = len - have;
+	grow = len - READ_ONCE(s->size);
 	barrier_var(start);
 	barrier_var(len);
 	if (start > HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX)
@@ -249,8 +263,10 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 
 	count(st, why);
 	if (!s->text_len) {
-		/* memcached reads no datagram that is one of several. */
-		if (why != COUNTER(pass_frame))
+		/* It does not get there, or is one of several, which memcached
+		 * does not read.
+		 */
+		if (s->l4_len && why != COUNTER(pass_frame))
 			flush_all(st, bpf_ktime_get_coarse_ns());
 		return;
 	}

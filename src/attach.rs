@@ -328,6 +328,7 @@ impl<'obj> Loading<'obj> {
             slabs: self.layout.slabs,
             senders: self.layout.senders,
             leases: self.layout.leases,
+            generic: u32::from(args.mode == Mode::Generic),
             ..Default::default()
         };
         if let Some(kept) = kept {

@@ -24,9 +24,9 @@ use crate::skel::types::bmc_stats;
 /// Names and meanings, in the order of `struct bmc_stats`.
 pub const COUNTERS: [(&str, &str); 35] = [
     ("get_requests", "GET requests looked up"),
-    ("get_keys", "Keys of the GET requests looked up"),
-    ("hits", "GET requests answered"),
-    ("misses", "GET requests that went on to memcached for want of a key"),
+    ("get_keys", "Keys of these requests: hits and misses"),
+    ("hits", "Keys answered by bmc"),
+    ("misses", "Keys of GET requests that went on to memcached"),
     ("hit_mispredictions", "Lookups that found a slot of another key"),
     ("tc_replies", "GET requests answered behind the driver (tc)"),
     ("get_replies", "Replies of memcached to GET requests"),
@@ -57,7 +57,7 @@ pub const COUNTERS: [(&str, &str); 35] = [
     ("fill_reply", "not the reply to one key in one datagram"),
     ("fill_admission", "everything in its place was in more demand"),
     ("write_untracked", "Writes whose reply cannot be followed"),
-    ("tcp_unparsed", "TCP segments that do not start with a command"),
+    ("tcp_unparsed", "Packets with a command that is not known"),
 ];
 
 const COUNT: usize = COUNTERS.len();

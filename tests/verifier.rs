@@ -61,9 +61,6 @@ fn the_verifier_has_no_more_to_do_than_before() {
             continue;
         };
         let before: u32 = line[prefix.len()..].parse().unwrap();
-        assert!(
-            *count <= before + before / 10,
-            "{program}: {count} instructions, {before} before"
-        );
+        assert!(*count <= before + before / 10, "{program}: {count} instructions, {before} before");
     }
 }

@@ -18,6 +18,7 @@ mod packet;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 use std::time::Instant;
 
 use bmc::kernel::prog_info;
@@ -56,7 +57,12 @@ fn main() {
     let mut cpus = CpuSet::new();
     cpus.set(0).expect("CPU 0 fits any set");
     sched_setaffinity(Pid::from_raw(0), &cpus).expect("this process runs on CPU 0");
-    let Some(bmc) = Bmc::load(&Config::default()) else {
+    let config = Config {
+        max_age: Duration::from_secs(3600),
+        unknown_ttl: Duration::from_secs(3600),
+        ..Config::default()
+    };
+    let Some(bmc) = Bmc::load(&config) else {
         return;
     };
     let mut storage = MaybeUninit::uninit();
@@ -64,7 +70,8 @@ fn main() {
         .open(&mut storage)
         .and_then(libbpf_rs::skel::OpenSkel::load)
         .expect("the benchmark's programs load");
-    let peer = if_nametoindex("bmc1").expect("the fixture made it") as i32;
+    let peer = if_nametoindex("bmc1").expect("the fixture made it");
+    let peer = i32::try_from(peer).expect("the kernel's own type");
     let _sink = bench.progs.bmc_sink.attach_xdp(peer).expect("the sink attaches");
 
     let flow = Flow::new("10.0.0.2:40000", "10.0.0.1:11211");
@@ -137,7 +144,8 @@ fn measure(
     case: &Case,
     answers: bool,
 ) -> (f64, f64) {
-    let _link = program.attach_xdp(IFINDEX as i32).expect("the program attaches");
+    let device = i32::try_from(IFINDEX).expect("it is small");
+    let _link = program.attach_xdp(device).expect("the program attaches");
     let grown = case.reply - case.request.len();
     if answers {
         // bmc grows a frame at its head while the room there lasts.
@@ -152,7 +160,7 @@ fn measure(
     run(program, &case.request, FRAMES);
     let after = prog_info(program.as_fd()).expect("the program has counts");
     fs::write(STATS, "0").expect("the kernel counts no more");
-    let time = (after.run_time - before.run_time).as_nanos() as f64;
+    let time = after.run_time.saturating_sub(before.run_time).as_nanos() as f64;
     let per_run = time / (after.runs - before.runs) as f64;
 
     let replies = sink_replies(bench);

@@ -8,11 +8,9 @@
 
 mod entries;
 mod fills;
-#[allow(dead_code, reason = "shared with benchmarks")]
 #[path = "../fixture/mod.rs"]
 mod fixture;
 mod fuzz;
-#[allow(dead_code, reason = "shared with benchmarks")]
 #[path = "../packet/mod.rs"]
 mod packet;
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
