@@ -35,7 +35,7 @@ enum {
 	HEAT_MAX = 3, /* hits that a slot remembers */
 	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
 	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
-	TEXT_PAD = 3, /* bpf_csum_diff() wants whole words */
+	TEXT_PAD = 4, /* zeroes behind it: bpf_csum_diff() wants whole words */
 	/* What the verifier takes a slot for: head and text in whole chunks. */
 	SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,
 };
@@ -502,7 +502,7 @@ static __always_inline __u16 text_csum(__u8 *text, __u32 len)
 	__s64 sum = 0;
 
 	*(__u32 *)(text + len) = 0;
-	len = (len + TEXT_PAD) & ~TEXT_PAD;
+	len = (len + 3) & ~3;
 	for (int i = 0; i < 3; i++) {
 		__u32 n = len > CSUM_CHUNK ? CSUM_CHUNK : len;
 

@@ -53,7 +53,7 @@ struct Case {
 }
 
 fn main() {
-    let rounds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(7);
+    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(7);
     let mut cpus = CpuSet::new();
     cpus.set(0).expect("CPU 0 fits any set");
     sched_setaffinity(Pid::from_raw(0), &cpus).expect("this process runs on CPU 0");

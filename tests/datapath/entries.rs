@@ -57,6 +57,34 @@ fn entries_expire() {
     }
 }
 
+/// Slots lie side by side, and some texts fill theirs to the last byte.
+#[test]
+fn writing_a_slot_leaves_its_neighbours_alone() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let data = vec![b'v'; 1400];
+    let mut keys = Vec::new();
+    // Around the end of each size class, four slots in a row for each length.
+    for end in [128, 192, 256, 384, 512, 768, 1024] {
+        for len in end - 100..end - 60 {
+            keys.extend((0..4).map(|nth| (format!("{nth}-{len:04}"), len)));
+        }
+    }
+    let reply = |key: &String, len: &usize| values(&[value(key, 0, &data[..*len])]);
+    for (key, len) in &keys {
+        scene.fill(&v4(), key, 0, &data[..*len]);
+    }
+    scene.bmc.flush();
+    scene.bmc.end_quarantine();
+    for (key, len) in keys.iter().rev() {
+        scene.fill(&v4(), key, 0, &data[..*len]);
+    }
+    for (key, len) in &keys {
+        scene.hits(&v4(), key, &reply(key, len));
+    }
+}
+
 /// Many keys in few buckets and slabs: entries go, answers stay right.
 #[test]
 fn a_full_cache_still_answers_right() {
