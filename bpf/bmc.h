@@ -71,7 +71,7 @@ struct bmc_bucket {
 struct bmc_slot {
 	__u64 hash; /* of the key */
 	__u64 epoch; /* G when the lease was taken */
-	__u64 deadline; /* CLOCK_MONOTONIC (coarse), ns; no hit from then on */
+	__u64 deadline; /* jiffies; no hit from then on */
 	__u64 addr[2]; /* memcached's address as the client wrote it, IPv4 mapped */
 	__u32 seq; /* odd while the slot is being written */
 	__u32 vlan; /* outer id, inner id << 12; 0 untagged */
@@ -105,6 +105,8 @@ struct bmc_config {
 	__u64 memory; /* --memory, bytes */
 	__u64 max_age; /* --max-age, ns */
 	__u64 unknown_ttl; /* --unknown-ttl, ns */
+	__u64 tick; /* a jiffy, ns */
+	__u64 life; /* of an entry, in jiffies: the less of the two */
 	__u64 seed[2]; /* random, for each load of the maps */
 	__u32 nh[2 * BMC_KEY_MAX / 8 + 4]; /* random, likewise: the hash's key */
 	__u32 layout; /* BMC_LAYOUT of whoever made the maps */

@@ -31,7 +31,7 @@
 enum {
 	UNITS_SHIFT = BMC_SLAB_SHIFT - BMC_UNIT_SHIFT,
 	UNITS = 1 << UNITS_SHIFT,
-	COPY_INLINE = 128, /* bytes; more are copied by a helper */
+	COPY_INLINE = 256, /* bytes; more are copied by a helper */
 	HEAT_MAX = 3, /* hits that a slot remembers */
 	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
 	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
@@ -178,7 +178,10 @@ static __always_inline void text_copy(__u8 *to, const __u8 *text, __u64 len)
 	}
 }
 
-/* Whether nobody misses the slot's content: too old, or from before a flush. */
+/*
+ * Whether nobody misses the slot's content: too old, or from before a flush.
+ * Ages are in jiffies, which the verifier makes a load, no call.
+ */
 static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u64 now,
 					 __u64 epoch)
 {
@@ -230,7 +233,7 @@ static __always_inline int find(struct bmc_scratch *s)
 			found = FIND_MISPREDICTION;
 			continue;
 		}
-		if (slot_is_dead(slot, bpf_ktime_get_coarse_ns(), epoch))
+		if (slot_is_dead(slot, bpf_jiffies64(), epoch))
 			continue;
 		len = slot->len;
 		csum = slot->csum;
@@ -529,7 +532,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_global *g = cache_global();
 	__u32 zero = 0, c = class_for(len), units, slab, unit;
 	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	__u64 now = bpf_ktime_get_coarse_ns(), word, old, life;
+	__u64 now = bpf_jiffies64(), word, old;
 	int done = FILL_ADMISSION;
 	__u64 *way;
 	__u32 n;
@@ -588,10 +591,9 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 		goto unlock;
 
 	/* From here on the slot is ours: its number is odd. */
-	life = cfg.max_age < cfg.unknown_ttl ? cfg.max_age : cfg.unknown_ttl;
 	slot->hash = s->hash;
 	slot->epoch = s->epoch;
-	slot->deadline = now + life;
+	slot->deadline = now + cfg.life;
 	slot->addr[0] = s->request.peers.server[0];
 	slot->addr[1] = s->request.peers.server[1];
 	slot->vlan = s->request.peers.vlan;

@@ -21,7 +21,7 @@ enum {
 	 */
 	HEAD_GROWTH = 192,
 	MTU_SAFE = 576,
-	WRITE_INLINE = 224, /* bytes; longer frames are written by a helper */
+	WRITE_INLINE = 352, /* bytes; longer frames are written by a helper */
 };
 
 #define DATA(ctx) ((void *)(long)(ctx)->data)

@@ -319,10 +319,13 @@ impl<'obj> Loading<'obj> {
     /// Sets all options. Entries are found only by the hash that filed them.
     fn configure(&mut self, args: &cli::Attach, kept: Option<&bmc_config>) -> Result<bmc_config> {
         let nanos = |time: Duration| u64::try_from(time.as_nanos());
+        let tick = nanos(system::tick()?)?;
         let mut cfg = bmc_config {
             memory: args.memory,
             max_age: nanos(args.max_age)?,
             unknown_ttl: nanos(args.unknown_ttl)?,
+            tick,
+            life: (nanos(args.max_age.min(args.unknown_ttl))? / tick).max(1),
             layout: LAYOUT,
             buckets: self.layout.buckets,
             slabs: self.layout.slabs,
@@ -471,12 +474,13 @@ impl<'a> Staging<'a> {
         Ok(())
     }
 
-    fn programs(&self) -> [(&'static str, BorrowedFd<'a>); 4] {
+    fn programs(&self) -> [(&'static str, BorrowedFd<'a>); 5] {
         let progs = &self.skel.progs;
         [
             (Place::Native.program(), progs.bmc_rx.as_fd()),
             (Place::Ingress.program(), progs.bmc_rx_tc.as_fd()),
             (Place::Egress.program(), progs.bmc_tx.as_fd()),
+            ("now", progs.bmc_now.as_fd()),
             ("flush", progs.bmc_flush.as_fd()),
         ]
     }

@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use anyhow::Result;
-use nix::time::ClockId;
-use nix::time::clock_gettime;
 
 use crate::cli::Key;
+use crate::instance;
 use crate::instance::Instance;
 use crate::kernel::Shared;
 use crate::output::escaped;
@@ -56,7 +55,8 @@ struct Cache {
     slabs: Shared,
     buckets: usize,
     epoch: u64,
-    now: u64,
+    now: u32,
+    tick: Duration,
 }
 
 impl Cache {
@@ -66,12 +66,14 @@ impl Cache {
             Shared::new(&map).with_context(|| format!("cannot map the {name}"))
         };
         let global: bmc_global = map("global")?.read(0).context("the map global is too small")?;
+        let config = instance.config()?;
         Ok(Self {
             index: map("index")?,
             slabs: map("slabs")?,
-            buckets: instance.config()?.buckets as usize,
+            buckets: config.buckets as usize,
             epoch: global.word,
-            now: coarse_now()?,
+            now: instance::now(&instance.dir)?,
+            tick: Duration::from_nanos(config.tick),
         })
     }
 
@@ -101,11 +103,7 @@ impl Cache {
         let unit = (way as u32).checked_sub(1)? as usize;
         let offset = unit / UNITS * size_of::<bmc_slab>() + unit % UNITS * UNIT;
         let head: bmc_slot = self.slabs.read(offset)?;
-        if head.seq % 2 != 0
-            || head.hash >> 32 != way >> 32
-            || head.epoch != self.epoch
-            || head.deadline <= self.now
-        {
+        if head.seq % 2 != 0 || head.hash >> 32 != way >> 32 || head.epoch != self.epoch {
             return None;
         }
         // The line before the value is all there is to show.
@@ -118,18 +116,20 @@ impl Cache {
             return None;
         }
         let bytes: Vec<_> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        decode(&head, bytes.get(TEXT..TEXT + len)?, self.now)
+        let left = ticks_left(head.deadline, self.now)? * self.tick;
+        decode(&head, bytes.get(TEXT..TEXT + len)?, left)
     }
 }
 
-/// `CLOCK_MONOTONIC_COARSE`, as the programs read it.
-fn coarse_now() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot read the clock")?;
-    Ok(u64::try_from(Duration::from(now).as_nanos())?)
+/// Jiffies until the deadline, of which `now` is the lower half of the clock;
+/// `None` if it has passed. No entry lives for as long as 2^31 of them.
+fn ticks_left(deadline: u64, now: u32) -> Option<u32> {
+    let left = (deadline as u32).wrapping_sub(now);
+    (deadline != 0 && left != 0 && left < 1 << 31).then_some(left)
 }
 
 /// Reads "VALUE <key> <flags> <bytes>\r\n...".
-fn decode(head: &bmc_slot, text: &[u8], now: u64) -> Option<Entry> {
+fn decode(head: &bmc_slot, text: &[u8], left: Duration) -> Option<Entry> {
     let (key, rest) = text.strip_prefix(b"VALUE ")?.split_at_checked(head.klen.into())?;
     let line = rest.split(|byte| *byte == b'\r').next()?;
     let mut numbers = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
@@ -144,7 +144,7 @@ fn decode(head: &bmc_slot, text: &[u8], now: u64) -> Option<Entry> {
         vlan: head.vlan,
         flags: number()?,
         bytes: number()?,
-        left: Duration::from_nanos(head.deadline.saturating_sub(now)),
+        left,
         heat: head.heat,
     })
 }
@@ -238,6 +238,8 @@ impl Entry {
 mod tests {
     use super::*;
 
+    const LEFT: Duration = Duration::from_millis(500);
+
     fn head(klen: u8) -> bmc_slot {
         let mut addr = [0; 16];
         addr[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 1]);
@@ -245,7 +247,6 @@ mod tests {
         bmc_slot {
             addr: [half(0), half(8)],
             port: 11211_u16.to_be(),
-            deadline: 1_500_000_000,
             klen,
             heat: 2,
             ..Default::default()
@@ -254,12 +255,12 @@ mod tests {
 
     #[test]
     fn decodes_what_memcached_sent() {
-        let entry = decode(&head(5), b"VALUE a\"b\\\xff 4294967295 3\r\nxyz\r\n", 1_000_000_000);
+        let entry = decode(&head(5), b"VALUE a\"b\\\xff 4294967295 3\r\nxyz\r\n", LEFT);
         let entry = entry.expect("is valid");
         assert_eq!(entry.key, b"a\"b\\\xff");
         assert_eq!(entry.address.to_string(), "10.0.0.1");
         assert_eq!((entry.flags, entry.bytes), (u32::MAX, 3));
-        assert_eq!(entry.left, Duration::from_millis(500));
+        assert_eq!(entry.left, LEFT);
         let json: serde_json::Value = serde_json::from_str(&entry.to_json()).expect("is JSON");
         assert_eq!(json["key"], r#"a"b\x5c\xff"#);
         assert_eq!(json["port"], 11211);
@@ -270,8 +271,18 @@ mod tests {
         for text in
             [&b""[..], b"VALUE ", b"VALUE key", b"VALUE key 1", b"END\r\n", b"VALUE key x 1\r\n"]
         {
-            assert_eq!(decode(&head(3), text, 0), None, "{text:?}");
+            assert_eq!(decode(&head(3), text, LEFT), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn counts_ticks_over_the_end_of_the_lower_half() {
+        let turn = 1 << 32;
+        assert_eq!(ticks_left(turn + 5, u32::MAX), Some(6));
+        assert_eq!(ticks_left(turn + 5, 4), Some(1));
+        assert_eq!(ticks_left(turn + 5, 5), None);
+        assert_eq!(ticks_left(turn + 5, 6), None);
+        assert_eq!(ticks_left(0, u32::MAX), None, "a slot given up");
     }
 
     #[test]

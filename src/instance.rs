@@ -6,7 +6,7 @@
 //!     <instance>/
 //!         config                       the programs' .rodata: every option
 //!         index slabs stats ...        the other maps
-//!         rx rx_tc tx flush            the programs
+//!         rx rx_tc tx now flush        the programs
 //!         netns since                  symbolic links to no file: plain text
 //!         links/eth0_native ...        the hooks (hook.rs)
 //!     new~<instance>/                  one that is being made or removed
@@ -63,7 +63,7 @@ const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";
 
 /// The programs, as they are pinned.
-pub const PROGRAMS: [&str; 4] = ["rx", "rx_tc", "tx", "flush"];
+pub const PROGRAMS: [&str; 5] = ["rx", "rx_tc", "tx", "now", "flush"];
 
 /// The instance is not attached: exit code 3.
 #[derive(Debug)]
@@ -360,6 +360,12 @@ pub fn flush(dir: &Dir) -> Result<()> {
         0 => Ok(()),
         ret => bail!("the program that flushes failed: {ret}"),
     }
+}
+
+/// The time by which entries end, in jiffies: its lower 32 bits.
+pub fn now(dir: &Dir) -> Result<u32> {
+    let now = dir.program("now")?;
+    kernel::prog_run(now.as_fd()).context("cannot run the program that tells the time")
 }
 
 /// An attached bmc.

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use anyhow::Result;
@@ -20,9 +21,17 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::BPF_FS_MAGIC;
 use nix::sys::statfs::SYSFS_MAGIC;
 use nix::sys::statfs::statfs;
+use nix::time::ClockId;
+use nix::time::clock_getres;
 
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// How long a jiffy is: the resolution of the clocks that go by them.
+pub fn tick() -> Result<Duration> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot ask for the tick")?;
+    Ok(tick.into())
+}
 
 /// Fails unless this process may load and attach BPF programs.
 pub fn check_capabilities() -> Result<()> {
