@@ -119,7 +119,7 @@ int bmc_tx(struct __sk_buff *skb)
 	case PACKET_TCP:
 		off = tcp_payload(skb, s, &tcp, &len);
 		if (off)
-			flow_out(skb, s, &tcp, off, len);
+			flow_out(skb, s, st, &tcp, off, len);
 		break;
 	case PACKET_UDP:
 		if (skb->ifindex != LOOPBACK_IFINDEX)

@@ -350,7 +350,7 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 					__u32 units)
 {
 	struct bmc_class *class = &pool->classes[c];
-	__u32 slots = class_slots(units), slab, slot, older = 0;
+	__u32 slots = class_slots(units), slab, slot, older, without = 0;
 	struct bmc_slab_meta *meta;
 
 	if (READ_ONCE(class->taken) >= slots || !READ_ONCE(class->newest))
@@ -363,7 +363,10 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 		bpf_spin_unlock(&pool->lock);
 		return (__u64)slab << UNITS_SHIFT | slot * units;
 	}
-	if (pool->slabs >= cfg.slabs) {
+	/* The last slabs are for the classes that have none yet. */
+	for (int i = 0; i < BMC_CLASSES; i++)
+		without += !pool->classes[i].first;
+	if (pool->slabs + (class->first ? without : 0) >= cfg.slabs) {
 		bpf_spin_unlock(&pool->lock);
 		return -1;
 	}

@@ -27,7 +27,9 @@ enum {
 	TCP_SYN = 0x02,
 	TCP_RST = 0x04,
 	COMMANDS_MAX = 4096, /* in one packet: GRO makes them 64 KiB long */
-	TOKENS_MAX = 24, /* of a command line */
+	TOKENS_MAX = 24, /* of a command line, its end included */
+	SET_TOKENS_MAX = 7, /* cas <key> <flags> <exptime> <bytes> <cas> noreply */
+	META_TOKENS_MAX = 18,
 	/* For a data block's length: */
 	LINE_GOES_ON = -1, /* a read's long line, up to its end */
 	STREAM_LOST = -2, /* something is missing before what comes next */
@@ -172,6 +174,26 @@ __noinline __s64 window_number(struct bmc_scratch *s, __u32 at, __u32 end)
 	return n;
 }
 
+/* Whether there are digits only, up to what 64 bits need. */
+__noinline int window_digits(struct bmc_scratch *s, __u32 at, __u32 end)
+{
+	if (!s || at >= end || end - at > 20)
+		return false;
+	for (__u32 i = 0; i < 20 && at + i < end; i++)
+		if ((__u8)(window_at(s, at + i) - '0') > 9)
+			return false;
+	return true;
+}
+
+static __always_inline bool is_noreply(const struct bmc_scratch *s, __u32 at,
+				       __u32 end)
+{
+	__u64 w = *(__u64 *)(s->window + (at & (WINDOW_MAX - 1)));
+
+	return end - at == 7 &&
+	       w << 8 == NAME('n', 'o', 'r', 'e', 'p', 'l', 'y', 0) << 8;
+}
+
 /*
  * The command whose line starts the window, of which `len` bytes are there.
  * Sets command, replied, key_at, key_len. Returns the length of line and data
@@ -232,13 +254,28 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 			quiet |= first == 'q';
 			if (first == 'b')
 				return 0; /* an encoded key */
-		} else {
-			quiet |= first == 'n'; /* noreply, more or less */
-			if (token > g.key && g.key == 2)
-				return 0; /* gat of several keys */
+		} else if (token > g.key && g.key == 2) {
+			return 0; /* gat of several keys */
+		} else if (is_noreply(s, start, end)) {
+			quiet = true;
+		} else if (g.bytes && token < 6) {
+			/* flags, exptime, cas */
+			if (first == '-')
+				start++;
+			if (!window_digits(s, start, end))
+				return 0;
 		}
 	}
-	if (token == TOKENS_MAX || !s->key_len || (g.bytes && !block))
+	if (!s->key_len || (g.bytes && !block))
+		return 0;
+	/*
+	 * What memcached refuses for its form, it may refuse without skipping
+	 * the data block, and take that for commands.
+	 */
+	if (g.bytes && (s->key_len > BMC_KEY_MAX ||
+			token > (g.meta ? META_TOKENS_MAX : SET_TOKENS_MAX)))
+		return 0;
+	if (token == TOKENS_MAX)
 		return 0;
 	s->command = writes ? COMMAND_WRITE : COMMAND_READ;
 	s->replied = !quiet;
@@ -275,7 +312,10 @@ struct walk {
 	__u32 part; /* how much of a line is in the window already */
 	__u32 commands;
 	__u32 replies; /* that memcached owes for them */
+	__u64 hash; /* of the last key written */
+	bool pending; /* the one write is */
 	bool line; /* within a read's line, a long one */
+	bool resumes; /* after something was missing */
 	bool lost; /* not understood */
 };
 
@@ -371,6 +411,7 @@ static long walk_command(__u32 i, void *arg)
 		s->hash = key_hash(s);
 		w->st->write_requests++;
 		w->st->invalidations++;
+		w->hash = s->hash;
 		/* The only command, and nothing before it is unanswered. */
 		if (w->flow && s->replied && w->commands == 1 &&
 		    len >= w->end - w->at)
@@ -378,6 +419,7 @@ static long walk_command(__u32 i, void *arg)
 					   FLOW_PENDING | bucket_of(s->hash));
 		if (!pending)
 			w->st->write_untracked++;
+		w->pending = pending;
 		write_begin(s->hash, pending);
 	}
 	/* else a read, or the key is too long, and memcached says so. */
@@ -427,6 +469,8 @@ static __always_inline struct bmc_flow *flow_get(const struct bmc_peers *peers)
 	fresh->skip = 0;
 	fresh->part_len = 0;
 	fresh->replied = 0;
+	fresh->answered = 0;
+	fresh->hash = 0;
 	/* Shortly after an attach, a reply to what was not seen may come. */
 	if (bpf_ktime_get_coarse_ns() < READ_ONCE(g->quarantine))
 		fresh->state = FLOW_MUTE;
@@ -440,17 +484,23 @@ static __always_inline struct bmc_flow *flow_get(const struct bmc_peers *peers)
  * because nobody can tell.
  */
 static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
-					  __u32 seq, __u32 len, __u64 now)
+					  const struct tcphdr *tcp, __u32 len)
 {
-	bool fresh = !flow->last, paused = now - flow->last > BMC_APPLY_NS;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	bool fresh = !flow->last;
+	bool paused = !fresh && (__s64)(now - flow->last) > BMC_APPLY_NS;
+	__u32 seq = bpf_ntohl(tcp->seq), n;
 	struct bmc_global *g = cache_global();
-	__s32 ahead = seq - flow->next;
-	__u32 n;
+	__s32 ahead = fresh ? 0 : seq - flow->next;
+	bool answered =
+		flow->answered && bpf_ntohl(tcp->ack_seq) == flow->next_out;
 
-	flow->last = now;
-	if (!fresh && ahead < 0 && (__s32)(seq + len - flow->next) <= 0) {
-		/* Seen before, but what it says may be applied only now. */
-		if (flow->state & FLOW_PENDING || !g)
+	if (ahead < 0 && (__s32)(ahead + len) <= 0) {
+		/* Seen before, but what it says may be applied only now, unless
+		 * it is answered or its bucket is closed anyway.
+		 */
+		if (flow->state & FLOW_PENDING || !g ||
+		    (flow->state == FLOW_IDLE && !flow->skip && !flow->part_len))
 			return false;
 		if (paused)
 			flush_all(w->st, now);
@@ -458,21 +508,26 @@ static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
 			WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
 		return false;
 	}
+	flow->last = now;
+	flow->answered = 0;
+	flow->next = seq + len;
 	if (flow->state == FLOW_MUTE && paused)
 		flow_abandon(flow, FLOW_IDLE);
-	if (!fresh && ahead)
+	if (ahead || (flow->skip == (__u32)STREAM_LOST && !answered && !paused)) {
 		flow->skip = STREAM_LOST;
-	flow->next = seq + len;
-	if (flow->skip == (__u32)STREAM_LOST) {
-		if (paused && !ahead) {
-			flow->skip = 0;
-			return true;
-		}
 		flow->part_len = 0;
 		flow_abandon(flow, FLOW_MUTE);
 		w->st->tcp_unparsed++;
 		flush_all(w->st, now);
 		return false;
+	}
+	if (flow->skip == (__u32)STREAM_LOST) {
+		/* The client has its answer and goes on: with a command, if all
+		 * of the segment turns out to be one.
+		 */
+		flow->skip = 0;
+		w->resumes = true;
+		return true;
 	}
 	if (flow->skip == (__u32)LINE_GOES_ON) {
 		w->line = true;
@@ -482,6 +537,8 @@ static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
 	flow->skip -= n;
 	w->at += n;
 	w->commands += !!n; /* the one that the block belongs to */
+	if (n && !(flow->state & FLOW_PENDING))
+		write_begin(flow->hash, false); /* not applied before its end */
 	if (n == len)
 		return false;
 	if (flow->part_len) {
@@ -503,39 +560,44 @@ static __always_inline void flow_in(struct __sk_buff *skb,
 	struct walk w = {
 		.skb = skb, .s = s, .st = st, .at = off, .end = off + len
 	};
-	struct bmc_flow *flow;
+	bool ends = tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST);
+	struct bmc_flow *flow = NULL;
 
-	if (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)) {
+	if (ends) {
 		flow = bpf_map_lookup_elem(&bmc_flows, peers);
 		if (flow) {
 			flow_abandon(flow, FLOW_MUTE);
 			bpf_map_delete_elem(&bmc_flows, peers);
 		}
+		flow = NULL;
+	} else if (len) {
+		flow = flow_get(peers);
 	}
 	if (!len)
 		return;
-	if (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)) {
-		/* With what came before it forgotten: */
+	if (!flow) {
+		/* What came before is forgotten, or was never kept. */
 		st->tcp_unparsed++;
 		flush_all(st, bpf_ktime_get_coarse_ns());
 		return;
 	}
-	flow = flow_get(peers);
-	if (flow && !flow_continue(flow, &w, bpf_ntohl(tcp->seq), len,
-				   bpf_ktime_get_coarse_ns()))
+	if (!flow_continue(flow, &w, tcp, len))
 		return;
 	w.flow = flow;
 	walk_commands(&w);
-	if (!flow)
-		return;
 	flow->skip = w.skip;
-	/* One reply to one command can be told: a pending write has seen to its
-	 * own, a read does now.
-	 */
-	if (!w.lost && w.replies == 1 && w.commands == 1 &&
-	    (flow->state & FLOW_PENDING || flow_owe(flow, FLOW_READ)))
-		return;
-	if (w.lost || w.replies || (w.commands && flow->state & FLOW_PENDING))
+	flow->hash = w.hash;
+	if (w.lost || (w.resumes && (w.skip || flow->part_len))) {
+		if (!w.lost)
+			flush_all(st, bpf_ktime_get_coarse_ns());
+		flow->skip = STREAM_LOST;
+		flow->part_len = 0;
+	} else if (w.commands == 1 &&
+		   (w.pending ||
+		    (w.replies == 1 && !w.hash && flow_owe(flow, FLOW_READ)))) {
+		return; /* one command, and its one reply will be known */
+	}
+	if (w.lost || w.commands)
 		flow_abandon(flow, FLOW_MUTE);
 }
 
@@ -554,8 +616,10 @@ static __always_inline bool is_one_reply(struct bmc_scratch *s, __u32 n, __u32 l
 
 	if (!line)
 		return false;
-	if (!text && !meta)
-		return line == len;
+	if (!text && !meta) /* an error may not be the only one */
+		return line == len && *(__u32 *)s->window != TEXT_ERRO &&
+		       *(__u32 *)s->window != TEXT_CLIE &&
+		       *(__u32 *)s->window != TEXT_SERV;
 	/* VALUE <key> <flags> <bytes>, VA <bytes> */
 	at = window_token(s, 0, line) >> 16;
 	if (text) {
@@ -568,7 +632,8 @@ static __always_inline bool is_one_reply(struct bmc_scratch *s, __u32 n, __u32 l
 }
 
 /* A TCP segment from memcached: is it the reply that its connection waits for? */
-static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *s,
+static __always_inline void flow_out(struct __sk_buff *skb,
+				     struct bmc_scratch *s, struct bmc_stats *st,
 				     const struct tcphdr *tcp, __u32 off,
 				     __u32 len)
 {
@@ -592,13 +657,17 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 			return;
 		flow->next_out = next;
 		flow->replied = 1;
+		flow->answered = 1;
 	}
 	if (len && state != FLOW_MUTE) {
-		if (state != FLOW_IDLE &&
-		    skb_load(skb, off, s->window, n, LINE_MAX) &&
-		    is_one_reply(s, n, len) &&
-		    __sync_val_compare_and_swap(&flow->state, state,
-						FLOW_IDLE) == state) {
+		if (state == FLOW_IDLE) {
+			/* To what? Whatever it was is applied by now. */
+			flush_all(st, bpf_ktime_get_coarse_ns());
+			flow_abandon(flow, FLOW_MUTE);
+		} else if (skb_load(skb, off, s->window, n, LINE_MAX) &&
+			   is_one_reply(s, n, len) &&
+			   __sync_val_compare_and_swap(&flow->state, state,
+						       FLOW_IDLE) == state) {
 			if (state & FLOW_PENDING)
 				write_end((__u32)state);
 		} else {

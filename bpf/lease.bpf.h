@@ -27,7 +27,8 @@
  *
  *   bits 40-63  name, from the hash of client, memcached and id
  *   bits 32-39  requests outstanding; SENDERS_MANY: unknown
- *   bits 0-31   when the last one went on, in 2^20 ns
+ *   bits 0-31   when the last one went on, in 2^20 ns; another CPU's clock may
+ *               be ahead of this one's
  *
  * Two names that want one cell, or a request that may get several replies (more
  * than one key or command), make the number unknown until the cell has been
@@ -83,7 +84,7 @@ static __always_inline bool sender_ask(__u64 hash, bool one, __u64 now)
 
 		old = READ_ONCE(*cell);
 		out = (old >> SENDERS_SHIFT) & 0xff;
-		quiet = (__u32)(tick - old) > BMC_REPLY_NS >> SENDERS_TICK;
+		quiet = (__s32)(tick - old) > BMC_REPLY_NS >> SENDERS_TICK;
 		alone = !out || quiet;
 		if (!one || (!alone && (out >= SENDERS_MANY - 1 ||
 					old >> SENDERS_NAME != name)))
@@ -146,7 +147,7 @@ static __always_inline void bucket_reap(struct bmc_scratch *s,
 	__u64 word = s->word;
 
 	if (!b || !(word & (BMC_GEN - BMC_PEND)) ||
-	    now - READ_ONCE(q->pending) < BMC_LOST_S * 1000000000ULL)
+	    (__s64)(now - READ_ONCE(q->pending)) < BMC_LOST_S * 1000000000LL)
 		return;
 	(void)__sync_val_compare_and_swap(
 		&b->word, word, (word & ~(__u64)(BMC_GEN - BMC_PEND)) + BMC_GEN);
@@ -265,8 +266,14 @@ __noinline int write_end(__u32 bucket)
 	for (int i = 0; i < 16; i++) {
 		__u64 old = READ_ONCE(b->word);
 
-		if (!(old & (BMC_GEN - BMC_PEND)) ||
-		    __sync_val_compare_and_swap(&b->word, old,
+		if (!(old & (BMC_GEN - BMC_PEND))) {
+			/* Since then the bucket may have been filled. */
+			(void)__sync_fetch_and_add(&b->word, BMC_GEN);
+			for (int way = 0; way < BMC_WAYS; way++)
+				WRITE_ONCE(b->ways[way], 0);
+			break;
+		}
+		if (__sync_val_compare_and_swap(&b->word, old,
 						old + BMC_GEN - BMC_PEND) == old)
 			break;
 	}

@@ -167,7 +167,9 @@ struct bmc_flow {
 	__u32 skip; /* bytes of a data block that are still to come */
 	__u32 part_len; /* of a command line whose end is still to come */
 	__u32 next_out; /* as next, for what memcached sent */
-	__u64 replied; /* next_out is set */
+	__u32 replied; /* next_out is set */
+	__u32 answered; /* memcached has sent something since */
+	__u64 hash; /* of the key whose data block goes on */
 	__u8 part[LINE_MAX];
 };
 

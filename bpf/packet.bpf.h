@@ -222,6 +222,8 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		peers->client_port = l4h->dest;
 		peers->server_port = l4h->source;
 	}
+	if (next == IPPROTO_TCP && l4_end <= l4)
+		l4_end = len; /* BIG TCP: too long for its field */
 	peers->vlan = vlan;
 	s->mac[0] = ((__u64 *)data)[0];
 	s->mac[1] = ((__u64 *)data)[1];

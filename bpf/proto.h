@@ -18,6 +18,9 @@ enum { KEY_WORDS = (BMC_KEY_MAX + 7) / 8 };
 enum {
 	TEXT_GET = 'g' | 'e' << 8 | 't' << 16 | ' ' << 24,
 	TEXT_GETS = 'g' | 'e' << 8 | 't' << 16 | 's' << 24,
+	TEXT_ERRO = 'E' | 'R' << 8 | 'R' << 16 | 'O' << 24,
+	TEXT_CLIE = 'C' | 'L' << 8 | 'I' << 16 | 'E' << 24,
+	TEXT_SERV = 'S' | 'E' << 8 | 'R' << 16 | 'V' << 24,
 	TEXT_VALU = 'V' | 'A' << 8 | 'L' << 16 | 'U' << 24,
 	TEXT_E_SPACE = 'E' | ' ' << 8,
 	TEXT_END_ = 'E' | 'N' << 8 | 'D' << 16 | '\r' << 24,

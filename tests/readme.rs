@@ -39,7 +39,7 @@ fn names_only_options_that_exist() {
     let cli = Cli::command();
     let known: BTreeSet<_> = std::iter::once(&cli)
         .chain(cli.get_subcommands())
-        .flat_map(|command| command.get_arguments())
+        .flat_map(clap::Command::get_arguments)
         .filter_map(|arg| arg.get_long().map(|long| format!("--{long}")))
         .chain(["--help", "--release", "--net", "--test", "--bench"].map(String::from))
         .collect();

@@ -30,6 +30,8 @@ use crate::scene::with_ipv6_extension;
 enum Until {
     /// It recognises the write's reply.
     Reply,
+    /// The reply is an error, perhaps not the only one: it waits for a while.
+    Error,
     /// It cannot, and waits for a while.
     Later,
     /// It does not know the key either: the same for every key.
@@ -42,7 +44,7 @@ const LATER: Duration = Duration::from_millis(1100);
 impl Until {
     fn counts(self) -> Counts {
         match self {
-            Self::Reply => &[("write_requests", 1), ("invalidations", 1)],
+            Self::Reply | Self::Error => &[("write_requests", 1), ("invalidations", 1)],
             Self::Later => &[("write_requests", 1), ("invalidations", 1), ("write_untracked", 1)],
             Self::LaterForAll => &[("tcp_unparsed", 1), ("flushes", 1)],
         }
@@ -64,7 +66,7 @@ const WRITES: &[Write] = &[
     write("set key 0 0 5\r\nvalue\r\n", "STORED\r\n", Until::Reply),
     write("set key 4294967295 2592000 0\r\n\r\n", "STORED\r\n", Until::Reply),
     write("set key 0 -1 5\r\nvalue\r\n", "STORED\r\n", Until::Reply),
-    write("set key 0 0 2000000\r\n", "SERVER_ERROR object too large for cache\r\n", Until::Reply),
+    write("set key 0 0 2000000\r\n", "SERVER_ERROR object too large for cache\r\n", Until::Error),
     write("add key 0 0 5\r\nvalue\r\n", "NOT_STORED\r\n", Until::Reply),
     write("replace key 0 0 5\r\nvalue\r\n", "STORED\r\n", Until::Reply),
     write("append key 0 0 5\r\nvalue\r\n", "STORED\r\n", Until::Reply),
@@ -74,7 +76,7 @@ const WRITES: &[Write] = &[
     write(
         "decr key 1\r\n",
         "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
-        Until::Reply,
+        Until::Error,
     ),
     write("delete key\r\n", "DELETED\r\n", Until::Reply),
     write("delete key 0\r\n", "NOT_FOUND\r\n", Until::Reply),
@@ -136,7 +138,8 @@ fn writes_over_tcp_invalidate() {
                 scene.fill(&flow, "key", 0, b"new");
                 scene.hits(&flow, "key", &values(&[value("key", 0, b"new")]));
             } else {
-                check_closed(&scene, &flow, &what, write.until);
+                let until = if write.until == Until::Error { Until::Later } else { write.until };
+                check_closed(&scene, &flow, &what, until);
             }
         }
     }
@@ -161,7 +164,9 @@ fn learning_resumes_after_a_write_without_reply() {
 #[track_caller]
 fn check_closed(scene: &Scene, flow: &Flow, what: &str, until: Until) {
     let counts: Counts = match until {
-        Until::Reply => &[("get_requests", 1), ("get_keys", 1), ("misses", 1), ("lease_dirty", 1)],
+        Until::Reply | Until::Error => {
+            &[("get_requests", 1), ("get_keys", 1), ("misses", 1), ("lease_dirty", 1)]
+        }
         Until::Later | Until::LaterForAll => {
             &[("get_requests", 1), ("get_keys", 1), ("misses", 1), ("lease_quarantine", 1)]
         }
@@ -256,6 +261,66 @@ fn a_connection_may_write_again_and_again() {
         scene.passes("a get", &get, &[]);
         scene.replies("its reply", &tcp.reply(key_reply()), &[]);
     }
+}
+
+/// A command that memcached refuses for its form leaves its data to be taken for
+/// commands.
+#[test]
+fn the_data_of_a_refused_command_may_be_a_write() {
+    let long = "k".repeat(251);
+    for refused in [
+        format!("set {long} 0 0 12\r\n"),
+        "set other x 0 12\r\n".into(),
+        "set other 0 x 12\r\n".into(),
+        "cas other 0 0 12 x\r\n".into(),
+        "set other 0 0 12 1 2 3\r\n".into(),
+        "ms other 12 I I I I I I I I I I I I I I I I I I I I\r\n".into(),
+    ] {
+        let Some(scene) = Scene::with_key(&[v4()]) else {
+            return;
+        };
+        let mut tcp = Connection::new(v4().with_port(50_001));
+        scene.bmc.receive(&tcp.request(format!("{refused}delete key\r\n\r\n")));
+        assert!(!scene.has(&v4(), "key"), "{refused:?}");
+    }
+}
+
+/// A second command before the first one's reply: the next reply is the first's.
+#[test]
+fn a_reply_ends_only_the_write_that_it_answers() {
+    for second in ["set other 0 0 1\r\nx\r\n", "get other\r\n", "mg other v q\r\n"] {
+        let Some(scene) = Scene::load(&Config::default()) else {
+            return;
+        };
+        let mut tcp = Connection::new(v4().with_port(50_001));
+        scene.bmc.receive(&tcp.request("set first 0 0 1\r\nx\r\n"));
+        scene.bmc.receive(&tcp.request(second));
+        scene.bmc.send(&tcp.reply("STORED\r\n"));
+        scene.bmc.receive(&tcp.request("set key 0 0 3\r\nnew\r\n"));
+        // The reply to the second, and a GET before the third is obeyed.
+        scene.bmc.send(&tcp.reply("STORED\r\n"));
+        let id = scene.id();
+        scene.bmc.receive(&v4().get(id, &["key"]));
+        scene.bmc.send(&v4().reversed().udp(&datagram(id, &key_reply())));
+        scene.bmc.send(&tcp.reply("STORED\r\n"));
+        assert!(!scene.has(&v4(), "key"), "{second:?}");
+    }
+}
+
+/// A write is not obeyed before the last of its data is there.
+#[test]
+fn a_write_is_on_its_way_until_its_last_segment() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let mut tcp = Connection::new(v4().with_port(50_001));
+    scene.bmc.receive(&tcp.request("set key 0 0 6 noreply\r\nnew"));
+    sleep(LATER);
+    let id = scene.id();
+    scene.bmc.receive(&v4().get(id, &["key"]));
+    scene.bmc.receive(&tcp.request("new\r\n"));
+    scene.bmc.send(&v4().reversed().udp(&datagram(id, &key_reply())));
+    assert!(!scene.has(&v4(), "key"));
 }
 
 /// The reply to an older command does not end the wait for a write's own.
