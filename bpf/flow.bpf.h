@@ -196,12 +196,12 @@ static __always_inline bool is_noreply(const struct bmc_scratch *s, __u32 at,
 
 /*
  * The command whose line starts the window, of which `len` bytes are there.
- * Sets command, replied, key_at, key_len. Returns the length of line and data
+ * Sets command, replied, silent, key_at, key_len. Returns the length of line and data
  * block, 0 if it is not understood.
  */
 __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 {
-	bool writes, quiet = false;
+	bool writes, quiet = false, silent = false;
 	__u32 start, end, pos, token;
 	__s64 block = 0;
 	struct grammar g;
@@ -212,6 +212,7 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 		return 0;
 	s->command = COMMAND_UNKNOWN;
 	s->replied = 0;
+	s->silent = 0;
 	s->key_at = 0;
 	s->key_len = 0;
 	line = window_line(s, len);
@@ -257,7 +258,7 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 		} else if (token > g.key && g.key == 2) {
 			return 0; /* gat of several keys */
 		} else if (is_noreply(s, start, end)) {
-			quiet = true;
+			silent = true;
 		} else if (g.bytes && token < 6) {
 			/* flags, exptime, cas */
 			if (first == '-')
@@ -278,7 +279,8 @@ __noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
 	if (token == TOKENS_MAX)
 		return 0;
 	s->command = writes ? COMMAND_WRITE : COMMAND_READ;
-	s->replied = !quiet;
+	s->replied = !quiet && !silent;
+	s->silent = silent;
 	return line + block;
 }
 
@@ -312,6 +314,7 @@ struct walk {
 	__u32 part; /* how much of a line is in the window already */
 	__u32 commands;
 	__u32 replies; /* that memcached owes for them */
+	__u32 silent; /* those with noreply */
 	__u64 hash; /* of the last key written */
 	bool pending; /* the one write is */
 	bool line; /* within a read's line, a long one */
@@ -396,6 +399,7 @@ static long walk_command(__u32 i, void *arg)
 	}
 	w->commands++;
 	w->replies += s->replied;
+	w->silent += s->silent;
 	len -= part;
 	w->part = 0;
 	klen = s->key_len;
@@ -470,6 +474,7 @@ static __always_inline struct bmc_flow *flow_get(const struct bmc_peers *peers)
 	fresh->part_len = 0;
 	fresh->replied = 0;
 	fresh->answered = 0;
+	fresh->silent = 0;
 	fresh->hash = 0;
 	/* Shortly after an attach, a reply to what was not seen may come. */
 	if (bpf_ktime_get_coarse_ns() < READ_ONCE(g->quarantine))
@@ -536,7 +541,7 @@ static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
 	n = flow->skip < len ? flow->skip : len;
 	flow->skip -= n;
 	w->at += n;
-	w->commands += !!n; /* the one that the block belongs to */
+	w->commands += n && !flow->silent; /* the one the block belongs to */
 	if (n && !(flow->state & FLOW_PENDING))
 		write_begin(flow->hash, false); /* not applied before its end */
 	if (n == len)
@@ -587,6 +592,7 @@ static __always_inline void flow_in(struct __sk_buff *skb,
 	walk_commands(&w);
 	flow->skip = w.skip;
 	flow->hash = w.hash;
+	flow->silent = s->silent;
 	if (w.lost || (w.resumes && (w.skip || flow->part_len))) {
 		if (!w.lost)
 			flush_all(st, bpf_ktime_get_coarse_ns());
@@ -597,7 +603,10 @@ static __always_inline void flow_in(struct __sk_buff *skb,
 		    (w.replies == 1 && !w.hash && flow_owe(flow, FLOW_READ)))) {
 		return; /* one command, and its one reply will be known */
 	}
-	if (w.lost || w.commands)
+	/* An error in reply to noreply is no reply to anything else either: see
+	 * is_one_reply().
+	 */
+	if (w.lost || w.commands > w.silent)
 		flow_abandon(flow, FLOW_MUTE);
 }
 

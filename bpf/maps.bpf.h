@@ -168,7 +168,8 @@ struct bmc_flow {
 	__u32 part_len; /* of a command line whose end is still to come */
 	__u32 next_out; /* as next, for what memcached sent */
 	__u32 replied; /* next_out is set */
-	__u32 answered; /* memcached has sent something since */
+	__u16 answered; /* memcached has sent something since */
+	__u16 silent; /* the command whose data block goes on says noreply */
 	__u64 hash; /* of the key whose data block goes on */
 	__u8 part[LINE_MAX];
 };
@@ -223,6 +224,7 @@ struct bmc_scratch {
 	/* The command that line_parse() found in the window. */
 	__u32 command;
 	__u32 replied;
+	__u32 silent; /* noreply: at most an error comes back */
 	__u32 key_at; /* in the window */
 	__u32 key_len;
 	/* The reply so far, END not included. */
