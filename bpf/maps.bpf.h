@@ -233,7 +233,7 @@ struct bmc_scratch {
 	/* What cache_find() saw: the words a lease would carry. */
 	__u64 word;
 	__u64 epoch;
-	__u8 frame[HEAD_MAX + 2 * BMC_REPLY_MAX + 8]; /* text at HEAD_MAX */
+	__u8 frame[HEAD_MAX + 2 * BMC_REPLY_MAX + 16]; /* text at HEAD_MAX */
 	__u8 window[WINDOW_MAX + 8];
 };
 

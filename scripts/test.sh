@@ -54,7 +54,7 @@ fi
 stage "cargo test" cargo test --locked --no-fail-fast
 [[ $EUID -eq 0 ]] || skip "the tests that need root" "see above"
 
-stage "clean work tree" diff <(echo "$before") <(git status --porcelain)
+stage "clean work tree" test "$before" = "$(git status --porcelain)"
 
 echo
 if [[ ${#failed[@]} -gt 0 ]]; then
