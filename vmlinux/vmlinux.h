@@ -33,11 +33,9 @@ enum bpf_map_type {
 
 /* Flags of map creation, of updates and of the skb helpers. */
 enum {
-	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_F_MMAPABLE = 1024,
 	BPF_F_RECOMPUTE_CSUM = 1,
-	BPF_F_PSEUDO_HDR = 16,
 };
 
 enum xdp_action {
