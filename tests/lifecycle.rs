@@ -7,7 +7,6 @@ mod common;
 use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -25,12 +24,8 @@ use bmc::instance::Dir;
 use bmc::instance::set_idle;
 use bmc::kernel;
 use bmc::kernel::LinkType;
-use bmc::skel::BmcSkelBuilder;
 use bmc::system;
-use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
-use libbpf_rs::skel::OpenSkel as _;
-use libbpf_rs::skel::SkelBuilder as _;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -194,21 +189,6 @@ fn hooks(net: &Net) -> Hooks {
     Hooks { programs, qdiscs: json("tc", &["-j", "qdisc", "show"]) }
 }
 
-/// A program of somebody else on the server's device.
-fn foreign_xdp(bed: &Bed) -> (Link, u32) {
-    bed.net.server.within(|| {
-        let mut object = MaybeUninit::uninit();
-        let mut skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
-        skel.progs.bmc_rx_tc.set_autoload(false);
-        skel.progs.bmc_tx.set_autoload(false);
-        skel.progs.bmc_flush.set_autoload(false);
-        let skel = skel.load().expect("the programs load");
-        let device = system::index_of(Net::DEVICE).expect("the device exists");
-        let id = kernel::prog_info(skel.progs.bmc_rx.as_fd()).expect("a program has an id").id;
-        (skel.progs.bmc_rx.attach_xdp(device).expect("a veth has XDP"), id)
-    })
-}
-
 #[test]
 fn detach_leaves_nothing() {
     if !can_run("detach_leaves_nothing") {
@@ -302,7 +282,7 @@ fn a_foreign_xdp_program_is_named_and_stays() {
         return;
     }
     let mut bed = Bed::new("foreign", TCX);
-    let (_link, id) = foreign_xdp(&bed);
+    let (_link, id) = bed.net.server.attach_pass();
     bed.before = hooks(&bed.net);
     for mode in ["auto", "native", "generic"] {
         let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--mode", mode]);

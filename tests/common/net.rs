@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,7 +19,9 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
+use bmc::kernel::prog_info;
 use bmc::skel::BmcSkelBuilder;
+use bmc::system;
 use libbpf_rs::Link;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;
@@ -107,17 +110,7 @@ impl Net {
         }
         // A veth takes frames that its peer's XDP sends only when it has an XDP
         // program too. bmc's passes everything as long as it has no ports.
-        net.xdp_link = Some(net.client.within(|| {
-            let mut object = MaybeUninit::uninit();
-            let mut skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
-            skel.progs.bmc_rx_tc.set_autoload(false);
-            skel.progs.bmc_tx.set_autoload(false);
-            skel.progs.bmc_flush.set_autoload(false);
-            let skel = skel.load().expect("the programs load");
-            let device = if_nametoindex(Self::DEVICE).expect("the device exists");
-            let device = i32::try_from(device).expect("the kernel's own type");
-            skel.progs.bmc_rx.attach_xdp(device).expect("a veth has XDP")
-        }));
+        net.xdp_link = Some(net.client.attach_pass().0);
         net
     }
 
@@ -134,6 +127,22 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// Attaches an XDP program that passes everything to this side's device:
+    /// bmc's, without ports. Returns the program's number as well.
+    pub fn attach_pass(&self) -> (Link, u32) {
+        self.within(|| {
+            let mut object = MaybeUninit::uninit();
+            let mut skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
+            skel.progs.bmc_rx_tc.set_autoload(false);
+            skel.progs.bmc_tx.set_autoload(false);
+            skel.progs.bmc_flush.set_autoload(false);
+            let skel = skel.load().expect("the programs load");
+            let device = system::index_of(Net::DEVICE).expect("the device exists");
+            let id = prog_info(skel.progs.bmc_rx.as_fd()).expect("a program has an id").id;
+            (skel.progs.bmc_rx.attach_xdp(device).expect("a veth has XDP"), id)
+        })
+    }
+
     fn new(name: String) -> Self {
         ip(&["netns", "add"], &[&name]);
         Self { name }
