@@ -11,8 +11,9 @@ use libbpf_cargo::SkeletonBuilder;
 /// Newest first; each of them is tested.
 const CLANGS: [&str; 4] = ["clang-19", "clang-16", "clang-14", "clang"];
 
-/// What bmc attaches, and what the benchmarks measure it with.
-const SOURCES: [&str; 2] = ["bmc", "bench"];
+/// What bmc attaches, what the benchmarks measure it with, and the bad network
+/// of the stress test.
+const SOURCES: [&str; 4] = ["bmc", "gone", "bench", "chaos"];
 
 /// clang's warnings would not be shown, so they are errors. BPF ISA v3 is the
 /// newest that all of these compilers know.

@@ -29,9 +29,14 @@
 #include <bpf/bpf_helpers.h>
 
 #include "bmc.h"
-#include "maps.bpf.h"
+
+/* The knobs; frozen at load. Every program reads it, so does the tool. */
+const volatile struct bmc_config cfg;
+
 #include "proto.h"
+#include "maps.bpf.h"
 #include "packet.bpf.h"
+#include "expiry.bpf.h"
 #include "cache.bpf.h"
 #include "lease.bpf.h"
 #include "flow.bpf.h"
@@ -47,19 +52,33 @@ int bmc_rx(struct xdp_md *ctx)
 	return s ? serve_xdp(ctx, s) : XDP_PASS;
 }
 
-/* The payload of a TCP segment: its offset, 0 if there is no header. */
-static __always_inline __u32 tcp_payload(struct __sk_buff *skb,
-					 struct bmc_scratch *s,
-					 struct tcphdr *tcp, __u32 *len)
+/*
+ * What an skb holds. Most have their headers in linear memory; pulling more of
+ * it there means a copy of an skb that is shared, as TCP's own are.
+ */
+static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
+				   int way)
 {
-	__u32 head;
+	int found = tc_packet(skb, s, way);
 
-	if (bpf_skb_load_bytes(skb, s->l4, tcp, sizeof(*tcp)))
-		return 0;
-	head = tcp->doff >> 4 << 2;
-	if (head < sizeof(*tcp) || head > s->l4_len)
+	if (found == PACKET_SHORT && tc_linear(skb, HEADERS_LINEAR))
+		found = tc_packet(skb, s, way);
+	return found == PACKET_SHORT ? PACKET_OTHER : found;
+}
+
+/*
+ * The payload of a TCP segment: its offset, 0 if there is nothing to follow. An
+ * ACK alone is nothing.
+ */
+static __always_inline __u32 tcp_payload(const struct bmc_scratch *s, __u32 *len)
+{
+	__u32 head = s->tcp.doff >> 4 << 2;
+
+	if (head < sizeof(s->tcp) || head > s->l4_len)
 		return 0;
 	*len = s->l4_len - head;
+	if (!*len && !(s->tcp.flags & (TCP_FIN | TCP_RST)))
+		return 0;
 	return s->l4 + head;
 }
 
@@ -68,17 +87,16 @@ int bmc_rx_tc(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
 	struct bmc_stats *st = stats();
-	struct tcphdr tcp;
-	__u32 off, len;
+	__u32 off, len = 0;
 	int found;
 
-	if (!s || !st || !tc_linear(skb, HEADERS_LINEAR))
+	if (!s || !st)
 		return TC_ACT_UNSPEC;
-	found = tc_packet(skb, s, WAY_IN);
+	found = tc_look(skb, s, WAY_IN);
 	if (found == PACKET_TCP) {
-		off = tcp_payload(skb, s, &tcp, &len);
+		off = tcp_payload(s, &len);
 		if (off)
-			flow_in(skb, s, st, &tcp, off, len);
+			flow_in(skb, s, st, off, len);
 		return TC_ACT_UNSPEC;
 	}
 	if (found == PACKET_OTHER)
@@ -105,21 +123,19 @@ int bmc_tx(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
 	struct bmc_stats *st = stats();
-	struct tcphdr tcp;
-	__u32 off, len;
+	__u32 off, len = 0;
 
 	/* Only what a socket of this host sends: not what it forwards nor what
 	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
 	 * still has a socket, the client's.
 	 */
-	if (!s || !st || !skb->sk || skb->ingress_ifindex ||
-	    !tc_linear(skb, HEADERS_LINEAR))
+	if (!s || !st || !skb->sk || skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
-	switch (tc_packet(skb, s, WAY_OUT)) {
+	switch (tc_look(skb, s, WAY_OUT)) {
 	case PACKET_TCP:
-		off = tcp_payload(skb, s, &tcp, &len);
+		off = tcp_payload(s, &len);
 		if (off)
-			flow_out(skb, s, st, &tcp, off, len);
+			flow_out(skb, s, st, off, len);
 		break;
 	case PACKET_UDP:
 		if (skb->ifindex != LOOPBACK_IFINDEX)
@@ -141,12 +157,17 @@ int bmc_now(void *ctx)
 SEC("syscall")
 int bmc_flush(void *ctx)
 {
+	/* The coarse clock is not for programs of this kind. */
+	__u64 now = bpf_ktime_get_ns();
+	struct bmc_global *g = cache_global();
 	struct bmc_stats *st = stats();
 
 	(void)ctx;
-	if (!st)
+	if (!st || !g)
 		return 1;
-	/* The coarse clock is not for programs of this kind. */
-	flush_all(st, bpf_ktime_get_ns());
+	WRITE_ONCE(g->since, now);
+	flush_all(st, now + BMC_APPLY_NS);
+	/* The end of idling too. */
+	WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
 	return 0;
 }

@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 1,
+	BMC_LAYOUT = 2,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -106,7 +106,7 @@ struct bmc_config {
 	__u64 max_age; /* --max-age, ns */
 	__u64 unknown_ttl; /* --unknown-ttl, ns */
 	__u64 tick; /* a jiffy, ns */
-	__u64 life; /* of an entry, in jiffies: the less of the two */
+	__u64 wall; /* the time of day when the clock of the programs was 0, s */
 	__u64 seed[2]; /* random, for each load of the maps */
 	__u32 nh[2 * BMC_KEY_MAX / 8 + 4]; /* random, likewise: the hash's key */
 	__u32 layout; /* BMC_LAYOUT of whoever made the maps */
@@ -114,6 +114,8 @@ struct bmc_config {
 	__u32 slabs; /* of bmc_slabs */
 	__u32 senders; /* of bmc_senders */
 	__u32 leases; /* of bmc_leases */
+	__u32 expiries; /* of bmc_expiry */
+	__u32 netns; /* the number of memcached's network namespace */
 	__u32 generic; /* XDP runs on skbs: --mode generic */
 	__u32 nr_ports;
 	__u32 nr_allow4;
@@ -141,6 +143,7 @@ struct bmc_stats {
 	__u64 write_requests;
 	__u64 invalidations;
 	__u64 flushes;
+	__u64 memcached_gone;
 	/* GETs that went to memcached although every key was there. */
 	__u64 pass_room;
 	__u64 pass_size;
@@ -165,10 +168,13 @@ struct bmc_stats {
 	__u64 fill_raced;
 	__u64 fill_reply;
 	__u64 fill_admission;
+	__u64 fill_expiry;
 	/* Writes of which bmc could not follow the reply. */
 	__u64 write_untracked;
-	/* TCP segments to a memcached port that do not start with a command. */
+	/* TCP: what had to be taken for a change of any key. */
 	__u64 tcp_unparsed;
+	__u64 tcp_unfollowed;
+	__u64 tcp_unmatched;
 };
 
 #endif /* BMC_H */

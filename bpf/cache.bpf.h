@@ -50,21 +50,6 @@ _Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN + TEXT_PAD <= BMC_SLOT_MA
 _Static_assert(23 * BMC_UNIT == BMC_SLOT_MAX,
 	       "the last class is the largest slot");
 
-/*
- * Order of loads: x86 keeps it, the compiler has to be told; elsewhere a
- * full barrier, for which BPF has an atomic that returns its old value.
- */
-#ifdef __TARGET_ARCH_x86
-#define smp_rmb() asm volatile("" ::: "memory")
-#else
-#define smp_rmb()                                      \
-	do {                                           \
-		__u64 fence = 0;                       \
-		(void)__sync_fetch_and_add(&fence, 1); \
-		asm volatile("" ::: "memory");         \
-	} while (0)
-#endif
-
 static __always_inline bool is_clean(__u64 word)
 {
 	return !(word & (BMC_GEN - 1));
@@ -460,7 +445,7 @@ static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
 	return -1;
 }
 
-enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION };
+enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION, FILL_EXPIRY };
 
 /*
  * Which way of a locked bucket the key in s shall have: its own, an empty one,
@@ -536,7 +521,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_global *g = cache_global();
 	__u32 zero = 0, c = class_for(len), units, slab, unit;
 	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	__u64 now = bpf_jiffies64(), word, old;
+	__u64 now = bpf_jiffies64(), word, old, life;
 	int done = FILL_ADMISSION;
 	__u64 *way;
 	__u32 n;
@@ -544,11 +529,14 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_bucket *b;
 	__s64 ref;
 
-	if (!s || !g || !pool || c >= BMC_CLASSES)
+	if (!s || !g || !pool || c >= BMC_CLASSES || !cfg.tick)
 		return FILL_RACED;
 	b = cache_bucket(s->hash);
 	if (!b || READ_ONCE(g->word) != s->epoch || len > BMC_REPLY_MAX || !len)
 		return FILL_RACED;
+	life = expiry_life(s->hash, s->epoch) / cfg.tick;
+	if (!life)
+		return FILL_EXPIRY;
 	units = class_units[c];
 	word = s->word;
 	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
@@ -597,7 +585,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	/* From here on the slot is ours: its number is odd. */
 	slot->hash = s->hash;
 	slot->epoch = s->epoch;
-	slot->deadline = now + cfg.life;
+	slot->deadline = now + life;
 	slot->addr[0] = s->request.peers.server[0];
 	slot->addr[1] = s->request.peers.server[1];
 	slot->vlan = s->request.peers.vlan;

@@ -3,690 +3,941 @@
  * Commands of TCP segments and UDP datagrams on their way to memcached, and
  * memcached's replies to them. TC programs only.
  *
- * Understood are text commands, any number of them, split over segments in any
- * way. Data blocks are skipped by length, never searched. What is not
- * understood may have changed anything: the whole cache is flushed.
+ * Both streams of a connection are walked, each by its own sequence numbers:
+ * commands one after the other, data blocks skipped by length and never
+ * searched. What is not understood may have changed anything: the whole cache
+ * is flushed.
  *
- * A write is pending in its bucket (lease.bpf.h) if its reply will be
- * recognised: when a connection sends one command and waits for the reply
- * before it sends another, as most clients do. What is known of a connection:
+ * What memcached owes to a connection that is FOLLOWED stands in a ring, in the
+ * order of the commands; each reply takes its command out, and a write is
+ * pending in its bucket (lease.bpf.h) until then. A command that may have no
+ * reply (noreply, quiet) is taken out by the next reply that cannot be its own:
+ * memcached executes the commands of a connection in order.
  *
- *   FLOW_IDLE             nothing is owed to it
- *   FLOW_READ             the reply to one read
- *   FLOW_PENDING | bucket the reply to one write
- *   FLOW_MUTE             more than one reply, or nobody knows: which is whose
- *                         is anyone's guess until it pauses
+ * A connection is MUTE while it is unknown which command a reply belongs to:
+ * from before the attach, after an error, when too much is owed. Its writes are
+ * quarantined. It is followed again when it seems certain that nothing is owed:
+ *  - it has been silent for BMC_APPLY_NS; or
+ *  - it has started to send a command while everything that memcached sent was
+ *    acknowledged, GOOD_TIMES in GOOD_NS, and each time as many replies were
+ *    missing, never less: a client that waits for its replies.
+ * If that was wrong, a reply of the wrong kind or one too many will tell.
  *
- * Writes that come in any state but FLOW_IDLE go to the quarantine.
+ * Where a stream cannot be walked at all (STREAM_LOST), each segment flushes. A
+ * command stream is found again when memcached has answered, the client goes
+ * on, and all of its segment turns out to be commands.
  */
 #ifndef FLOW_BPF_H
 #define FLOW_BPF_H
 
 enum {
 	TCP_FIN = 0x01,
-	TCP_SYN = 0x02,
 	TCP_RST = 0x04,
-	COMMANDS_MAX = 4096, /* in one packet: GRO makes them 64 KiB long */
-	TOKENS_MAX = 24, /* of a command line, its end included */
-	SET_TOKENS_MAX = 7, /* cas <key> <flags> <exptime> <bytes> <cas> noreply */
-	META_TOKENS_MAX = 18,
-	/* For a data block's length: */
-	LINE_GOES_ON = -1, /* a read's long line, up to its end */
-	STREAM_LOST = -2, /* something is missing before what comes next */
+	TCP_LISTEN = 10,
+	TCP_NEW_SYN_RECV = 12,
+	STEPS_MAX = 8192, /* commands of one packet: GRO makes them 64 KiB long */
+	GOOD_TIMES = 8,
+	GOOD_NS = 250000000,
+	/* Instead of what is left of a data block: */
+	STREAM_LOST = -1, /* something is missing before what comes next */
+	LINE_GOES_ON = -2, /* a read's long line, up to its end */
 };
-
-#define FLOW_IDLE 0ULL
-#define FLOW_READ (1ULL << 32)
-#define FLOW_PENDING (2ULL << 32)
-#define FLOW_MUTE (4ULL << 32)
-
-/* What a command does to the cache. */
-enum command {
-	COMMAND_UNKNOWN = 0,
-	COMMAND_READ, /* nothing */
-	COMMAND_WRITE, /* changes a key */
-	COMMAND_FLUSH, /* may change any key */
-};
-
-/* What line_parse() knows of a command. */
-struct grammar {
-	enum command command;
-	__u32 key; /* which token it is; 0 is the name */
-	__u32 bytes; /* which token is the length of the data block; 0: no block */
-	bool meta; /* flags follow the key */
-	bool writes; /* whatever its flags */
-};
-
-/* A command name of up to eight letters, as it lies in memory. */
-#define NAME(a, b, c, d, e, f, g, h)                                          \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | \
-	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 |             \
-	 (__u64)(h) << 56)
-
-/* The commands of doc/protocol.txt. Any other is new, or data, or broken. */
-static __always_inline struct grammar grammar_of(__u64 name)
-{
-	struct grammar g = {};
-
-	switch (name) {
-	case NAME('s', 'e', 't', 0, 0, 0, 0, 0):
-	case NAME('a', 'd', 'd', 0, 0, 0, 0, 0):
-	case NAME('r', 'e', 'p', 'l', 'a', 'c', 'e', 0):
-	case NAME('a', 'p', 'p', 'e', 'n', 'd', 0, 0):
-	case NAME('p', 'r', 'e', 'p', 'e', 'n', 'd', 0):
-	case NAME('c', 'a', 's', 0, 0, 0, 0, 0):
-		/* set <key> <flags> <exptime> <bytes> [<cas>] [noreply] */
-		g = (struct grammar){ COMMAND_WRITE, 1, 4, false, true };
-		break;
-	case NAME('i', 'n', 'c', 'r', 0, 0, 0, 0):
-	case NAME('d', 'e', 'c', 'r', 0, 0, 0, 0):
-	case NAME('d', 'e', 'l', 'e', 't', 'e', 0, 0):
-	case NAME('t', 'o', 'u', 'c', 'h', 0, 0, 0):
-		/* incr <key> <value> [noreply] */
-		g = (struct grammar){ COMMAND_WRITE, 1, 0, false, true };
-		break;
-	case NAME('g', 'a', 't', 0, 0, 0, 0, 0):
-	case NAME('g', 'a', 't', 's', 0, 0, 0, 0):
-		/* gat <exptime> <key>* */
-		g = (struct grammar){ COMMAND_WRITE, 2, 0, false, true };
-		break;
-	case NAME('m', 's', 0, 0, 0, 0, 0, 0):
-		/* ms <key> <datalen> <flags>* */
-		g = (struct grammar){ COMMAND_WRITE, 1, 2, true, true };
-		break;
-	case NAME('m', 'd', 0, 0, 0, 0, 0, 0):
-	case NAME('m', 'a', 0, 0, 0, 0, 0, 0):
-		/* md <key> <flags>* */
-		g = (struct grammar){ COMMAND_WRITE, 1, 0, true, true };
-		break;
-	case NAME('m', 'g', 0, 0, 0, 0, 0, 0):
-		/* mg <key> <flags>*: some of the flags make it a write */
-		g = (struct grammar){ COMMAND_WRITE, 1, 0, true, false };
-		break;
-	case NAME('g', 'e', 't', 0, 0, 0, 0, 0):
-	case NAME('g', 'e', 't', 's', 0, 0, 0, 0):
-	case NAME('m', 'e', 0, 0, 0, 0, 0, 0):
-	case NAME('m', 'n', 0, 0, 0, 0, 0, 0):
-	case NAME('s', 't', 'a', 't', 's', 0, 0, 0):
-	case NAME('v', 'e', 'r', 's', 'i', 'o', 'n', 0):
-	case NAME('v', 'e', 'r', 'b', 'o', 's', 'i', 't'):
-	case NAME('w', 'a', 't', 'c', 'h', 0, 0, 0):
-	case NAME('q', 'u', 'i', 't', 0, 0, 0, 0):
-		g.command = COMMAND_READ;
-		break;
-	case NAME('f', 'l', 'u', 's', 'h', '_', 'a', 'l'):
-	case NAME('s', 'h', 'u', 't', 'd', 'o', 'w', 'n'):
-		g.command = COMMAND_FLUSH;
-		break;
-	}
-	return g;
-}
-
-static __always_inline __u8 window_at(const struct bmc_scratch *s, __u32 i)
-{
-	return s->window[i & (WINDOW_MAX - 1)];
-}
 
 /*
- * The token at `at` or behind the spaces there: where it starts and, shifted
- * by 16, where it ends, at a byte below 0x21 or at `len`. They are the same at
- * the end of the line.
+ * Within this time memcached applies what comes over a connection that does not
+ * wait: megabytes may be queued before it.
  */
-__noinline __u32 window_token(struct bmc_scratch *s, __u32 at, __u32 len)
-{
-	__u32 end;
+#define DEEP_NS (BMC_LOST_S * SECOND)
 
-	if (!s)
-		return 0;
-	for (int i = 0; i < LINE_MAX && at < len && window_at(s, at) == ' '; i++)
-		at++;
-	end = at;
-	for (int i = 0; i < LINE_MAX && end < len && window_at(s, end) > ' '; i++)
-		end++;
-	return at | end << 16;
+enum flow_mode { FLOW_NEW = 0, FLOW_FOLLOWED, FLOW_MUTE };
+
+/* One CPU at a time works on a part of a flow; nobody waits. */
+static __always_inline bool turn_take(__u32 *turn)
+{
+	return !__sync_val_compare_and_swap(turn, 0, 1);
 }
 
-/* Where the line that starts at 0 ends, "\n" included; 0: not within `len`. */
-__noinline int window_line(struct bmc_scratch *s, __u32 len)
+static __always_inline void turn_end(__u32 *turn)
 {
-	if (!s)
+	smp_store_release(*turn, 0);
+}
+
+/* What is owed for a command is owed no longer. */
+static __always_inline void owed_end(const struct bmc_owed *owed, __u64 what,
+				     bool done)
+{
+	struct bmc_global *g;
+
+	if (what & OWED_WRITE)
+		write_end(owed->hash, what, done);
+	if (what & OWED_FLUSH) {
+		g = cache_global();
+		if (g)
+			(void)__sync_fetch_and_add(&g->word, BMC_GEN);
+	}
+}
+
+/* Which reply belongs to which command is unknown from now on. */
+__noinline int flow_mute(struct bmc_flow *flow)
+{
+	if (!flow)
 		return 0;
-	for (__u32 i = 0; i < len && i < LINE_MAX; i++)
-		if (window_at(s, i) == '\n')
-			return i + 1;
+	WRITE_ONCE(flow->doubt, true);
+	(void)__sync_lock_test_and_set(&flow->mode, FLOW_MUTE);
+	for (int i = 0; i < BMC_OWED; i++) {
+		struct bmc_owed *owed = &flow->owed[i];
+		__u64 what = __sync_lock_test_and_set(&owed->what, 0);
+
+		if (what & OWED_BLOCK)
+			flow->blocks = true;
+		if (what & OWED_WRITE)
+			write_abandon(owed->hash, what,
+				      flow->deep ? DEEP_NS : BMC_APPLY_NS);
+	}
 	return 0;
 }
 
-/* A decimal of at most ten digits, or -1. */
-__noinline __s64 window_number(struct bmc_scratch *s, __u32 at, __u32 end)
+/* The hash of the key at `at` of the window. */
+__noinline __u64 window_hash(struct window *w, __u32 at, __u32 klen)
 {
-	__u64 n = 0;
-
-	if (!s || at >= end || end - at > 10)
-		return -1;
-	for (__u32 i = 0; i < 10 && at + i < end; i++) {
-		__u8 c = window_at(s, at + i) - '0';
-
-		if (c > 9)
-			return -1;
-		n = n * 10 + c;
-	}
-	return n;
-}
-
-/* Whether there are digits only, up to what 64 bits need. */
-__noinline int window_digits(struct bmc_scratch *s, __u32 at, __u32 end)
-{
-	if (!s || at >= end || end - at > 20)
-		return false;
-	for (__u32 i = 0; i < 20 && at + i < end; i++)
-		if ((__u8)(window_at(s, at + i) - '0') > 9)
-			return false;
-	return true;
-}
-
-static __always_inline bool is_noreply(const struct bmc_scratch *s, __u32 at,
-				       __u32 end)
-{
-	__u64 w = *(__u64 *)(s->window + (at & (WINDOW_MAX - 1)));
-
-	return end - at == 7 &&
-	       w << 8 == NAME('n', 'o', 'r', 'e', 'p', 'l', 'y', 0) << 8;
-}
-
-/*
- * The command whose line starts the window, of which `len` bytes are there.
- * Sets command, replied, silent, key_at, key_len. Returns the length of line and data
- * block, 0 if it is not understood.
- */
-__noinline __s64 line_parse(struct bmc_scratch *s, __u32 len)
-{
-	bool writes, quiet = false, silent = false;
-	__u32 start, end, pos, token;
-	__s64 block = 0;
-	struct grammar g;
-	__u64 name;
-	int line;
-
-	if (!s)
-		return 0;
-	s->command = COMMAND_UNKNOWN;
-	s->replied = 0;
-	s->silent = 0;
-	s->key_at = 0;
-	s->key_len = 0;
-	line = window_line(s, len);
-	if (line <= 0 || line > LINE_MAX)
-		return 0;
-	end = window_token(s, 0, line) >> 16;
-	name = *(__u64 *)s->window;
-	if (end < 8)
-		name &= (1ULL << end * 8) - 1;
-	g = grammar_of(name);
-	if (g.command == COMMAND_READ || g.command == COMMAND_FLUSH) {
-		s->command = g.command;
-		s->replied = g.command == COMMAND_READ;
-		return line;
-	}
-	if (g.command == COMMAND_UNKNOWN || end > 7)
-		return 0;
-	writes = g.writes;
-	for (token = 1; token < TOKENS_MAX; token++) {
-		__u8 first;
-
-		pos = window_token(s, end, line);
-		start = pos & 0xffff;
-		end = pos >> 16;
-		if (start == end)
-			break;
-		first = window_at(s, start);
-		if (token == g.key) {
-			s->key_at = start;
-			s->key_len = end - start;
-		} else if (g.bytes && token == g.bytes) {
-			block = window_number(s, start, end);
-			/* An error to memcached; what it skips is its guess. */
-			if (block < 0 || block > 1 << 30)
-				return 0;
-			block += 2;
-		} else if (g.meta) {
-			writes |= first == 'T' || first == 'N' ||
-				  first == 'R' || first == 'E';
-			quiet |= first == 'q';
-			if (first == 'b')
-				return 0; /* an encoded key */
-		} else if (token > g.key && g.key == 2) {
-			return 0; /* gat of several keys */
-		} else if (is_noreply(s, start, end)) {
-			silent = true;
-		} else if (g.bytes && token < 6) {
-			/* flags, exptime, cas */
-			if (first == '-')
-				start++;
-			if (!window_digits(s, start, end))
-				return 0;
-		}
-	}
-	if (!s->key_len || (g.bytes && !block))
-		return 0;
-	/*
-	 * What memcached refuses for its form, it may refuse without skipping
-	 * the data block, and take that for commands.
-	 */
-	if (g.bytes && (s->key_len > BMC_KEY_MAX ||
-			token > (g.meta ? META_TOKENS_MAX : SET_TOKENS_MAX)))
-		return 0;
-	if (token == TOKENS_MAX)
-		return 0;
-	s->command = writes ? COMMAND_WRITE : COMMAND_READ;
-	s->replied = !quiet && !silent;
-	s->silent = silent;
-	return line + block;
-}
-
-/* The hash of the s->klen bytes in s->key, which gets its padding. */
-__noinline __u64 key_hash(struct bmc_scratch *s)
-{
+	__u32 words = klen / 8;
 	__u64 sum = 0;
-	__u32 words;
 
-	if (!s || s->klen > BMC_KEY_MAX)
+	if (!w || klen > BMC_KEY_MAX)
 		return 0;
-	words = s->klen / 8;
-	s->key[words] &= (1ULL << s->klen % 8 * 8) - 1;
 	for (__u32 i = 0; i < KEY_WORDS; i++) {
-		if (i > words)
+		__u64 word = window_word(w, at + i * 8);
+
+		if (i >= words) {
+			sum += hash_word(i, word & ((1ULL << klen % 8 * 8) - 1));
 			break;
-		sum += hash_word(i, s->key[i]);
+		}
+		sum += hash_word(i, word);
 	}
-	return hash_end(sum, s->klen);
+	return hash_end(sum, klen);
 }
 
-/* What bpf_loop() hands from one command of a packet to the next. */
-struct walk {
+/* What bpf_loop() hands from one command or reply of a packet to the next. */
+struct walker {
 	struct __sk_buff *skb;
 	struct bmc_scratch *s;
 	struct bmc_stats *st;
 	struct bmc_flow *flow; /* NULL: replies are not followed */
-	__u32 at; /* offset of the next command, or of the rest of one */
-	__u32 end; /* of the packet */
-	__u32 skip; /* how far the last data block reaches beyond it */
-	__u32 part; /* how much of a line is in the window already */
-	__u32 commands;
-	__u32 replies; /* that memcached owes for them */
-	__u32 silent; /* those with noreply */
-	__u64 hash; /* of the last key written */
-	bool pending; /* the one write is */
-	bool line; /* within a read's line, a long one */
-	bool resumes; /* after something was missing */
-	bool lost; /* not understood */
 };
 
-/* Changes the state; what was waited for will not be recognised any more. */
-static __always_inline void flow_abandon(struct bmc_flow *flow, __u64 state)
+/* Gets as much of the packet into the window as fits behind what is there. */
+static __always_inline bool walk_load(struct __sk_buff *skb,
+				      struct bmc_scratch *s)
 {
-	__u64 old = __sync_lock_test_and_set(&flow->state, state);
+	struct walk *w = &s->walk;
+	struct window *win = &s->window;
+	__u64 have = win->len - win->at, from = win->at;
+	__u32 more = w->end - w->loaded;
 
-	if (old & FLOW_PENDING)
-		write_abandon((__u32)old);
-}
-
-/* The state may change only if nothing is owed. */
-static __always_inline bool flow_owe(struct bmc_flow *flow, __u64 state)
-{
-	return __sync_val_compare_and_swap(&flow->state, FLOW_IDLE, state) ==
-	       FLOW_IDLE;
-}
-
-/*
- * The line's end is still to come: keep what is there. Not the binary protocol,
- * whose requests start with 0x80.
- */
-static __always_inline bool walk_keep(struct walk *w, __u32 have)
-{
-	struct bmc_flow *flow = w->flow;
-
-	if (!flow || have >= LINE_MAX || w->s->window[0] > 'z')
+	barrier_var(have);
+	barrier_var(from);
+	if (have > LINE_MAX || from > WINDOW)
 		return false;
-	bpf_probe_read_kernel(flow->part, sizeof(flow->part), w->s->window);
-	flow->part_len = have;
-	w->at = w->end;
+	if (have && from)
+		bpf_probe_read_kernel(win->bytes, have, win->bytes + from);
+	if (more > WINDOW - LINE_MAX)
+		more = WINDOW - LINE_MAX;
+	if (!skb_load(skb, w->loaded, win->bytes + have, more, WINDOW - LINE_MAX))
+		return false;
+	win->at = 0;
+	win->len = have + more;
+	w->loaded += more;
 	return true;
 }
 
-static long walk_command(__u32 i, void *arg)
+/* Goes behind head and block of what was parsed. */
+static __always_inline void walk_on(struct bmc_scratch *s, __u32 head, __u32 block)
 {
-	struct walk *w = arg;
-	struct bmc_scratch *s = w->s;
-	__u64 part = w->part, klen;
-	__u32 left = w->end - w->at, have;
-	bool pending = false;
-	__s64 len;
+	struct walk *w = &s->walk;
+	struct window *win = &s->window;
+	__u32 have = win->len - win->at;
 
-	(void)i;
-	if (w->at >= w->end)
-		return 1;
-	barrier_var(part);
-	if (part >= LINE_MAX)
-		goto lost;
-	if (left > LINE_MAX - part)
-		left = LINE_MAX - part;
-	if (!skb_load(w->skb, w->at, s->window + part, left, LINE_MAX))
-		goto lost;
-	have = part + left;
-	if (w->line) {
-		len = window_line(s, have);
-		w->line = !len;
-		w->at += len ?: left;
+	w->block = block;
+	if (head + block <= have) {
+		win->at += head + block;
+		return;
+	}
+	block -= have - head;
+	win->at = win->len;
+	if (block <= w->end - w->loaded) {
+		w->loaded += block;
+		return;
+	}
+	w->skip = block - (w->end - w->loaded);
+	w->loaded = w->end;
+}
+
+/* Whether the command's data block is in the window, and ends as it should. */
+static __always_inline bool window_is_whole(const struct window *win,
+					    const struct command *c)
+{
+	__u32 end = win->at + c->head + c->block;
+
+	return c->block <= WINDOW && end <= win->len &&
+	       (__u16)window_word(win, end - 2) == TEXT_CRLF;
+}
+
+/* The flow has room for one more in the ring. */
+static __always_inline bool walk_may_owe(struct bmc_flow *flow, struct walk *w)
+{
+	if (!flow || !w->followed)
+		return false;
+	if (flow->head + w->owed - READ_ONCE(flow->tail) < BMC_OWED)
+		return true;
+	w->followed = false;
+	w->doubt = true;
+	w->lag = DEEP_NS;
+	flow->deep = true;
+	flow_mute(flow);
+	return false;
+}
+
+static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
+				     __u64 hash, __u64 what)
+{
+	struct bmc_owed *owed =
+		&flow->owed[(flow->head + w->owed) & (BMC_OWED - 1)];
+
+	owed->hash = hash;
+	WRITE_ONCE(owed->what, what);
+	w->owed++;
+}
+
+/* A key that the command at hand writes. */
+__noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 what)
+{
+	const struct command *c;
+	struct bmc_global *g = cache_global();
+	struct bmc_stats *st = stats();
+	__u64 hash;
+	bool pending;
+
+	if (!s || !st || !g)
 		return 0;
-	}
-	len = line_parse(s, have);
-	if (len <= 0) {
-		if (window_line(s, have))
-			goto lost;
-		if (walk_keep(w, have))
-			return 1;
-		/* "get " and "gets " may name any number of keys. */
-		if (*(__u32 *)s->window != TEXT_GET &&
-		    *(__u32 *)s->window != TEXT_GETS)
-			goto lost;
-		w->replies++;
-		w->commands++;
-		w->line = true;
-		w->part = 0;
-		w->at += left;
-		return 0;
-	}
-	w->commands++;
-	w->replies += s->replied;
-	w->silent += s->silent;
-	len -= part;
-	w->part = 0;
-	klen = s->key_len;
-	barrier_var(klen);
-	if (s->command == COMMAND_FLUSH) {
-		w->st->write_requests++;
-		flush_all(w->st, bpf_ktime_get_coarse_ns());
-		w->replies++;
-	} else if (s->command == COMMAND_WRITE && klen && klen <= BMC_KEY_MAX) {
-		bpf_probe_read_kernel(s->key, klen,
-				      s->window + (s->key_at & (WINDOW_MAX - 1)));
-		s->klen = klen;
-		s->hash = key_hash(s);
-		w->st->write_requests++;
-		w->st->invalidations++;
-		w->hash = s->hash;
-		/* The only command, and nothing before it is unanswered. */
-		if (w->flow && s->replied && w->commands == 1 &&
-		    len >= w->end - w->at)
-			pending = flow_owe(w->flow,
-					   FLOW_PENDING | bucket_of(s->hash));
-		if (!pending)
-			w->st->write_untracked++;
-		w->pending = pending;
-		write_begin(s->hash, pending);
-	}
-	/* else a read, or the key is too long, and memcached says so. */
-	if (len > w->end - w->at) {
-		w->skip = len - (w->end - w->at);
-		w->at = w->end;
+	c = &s->command;
+	pending = walk_may_owe(flow, &s->walk);
+	hash = window_hash(&s->window, c->key, c->klen);
+	s->walk.hash = hash;
+	st->invalidations++;
+	if (c->expiry != EXPIRY_KEEP)
+		what |= (__u64)c->expiry << OWED_EXPIRY |
+			(__u64)expiry_second(c->exptime) << OWED_END;
+	what |= OWED_WRITE | write_begin(hash, pending, s->walk.lag);
+	if (c->expiry != EXPIRY_KEEP)
+		expiry_less(hash, READ_ONCE(g->word), what >> OWED_END);
+	if (pending && flow) {
+		walk_owe(flow, &s->walk, hash, what);
 	} else {
-		w->at += len;
+		st->write_untracked++;
+		write_record(hash, what);
 	}
 	return 0;
+}
+
+static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
+				       const struct command *c)
+{
+	struct bmc_global *g = cache_global();
+
+	if (!g)
+		return;
+	if (c->exptime > 0) {
+		/* memcached's clock lags likewise: see expiry_life(). */
+		WRITE_ONCE(g->due[1], READ_ONCE(g->due[0]));
+		WRITE_ONCE(g->due[0],
+			   (expiry_second(c->exptime) + CLOCK_LAG) * SECOND);
+	}
+	flush_all(st, bpf_ktime_get_coarse_ns() + lag);
+}
+
+/* The next command in the window. Returns 1 after the last, for bpf_loop(). */
+static __always_inline long command_step(struct walker *k)
+{
+	struct bmc_scratch *s = k->s;
+	struct bmc_flow *flow = k->flow;
+	struct walk *w = &s->walk;
+	struct window *win = &s->window;
+	struct command *c = &s->command;
+	__u64 what;
+	int found;
+
+	if (w->keys)
+		goto key;
+	if (win->at >= win->len && w->loaded >= w->end)
+		return 1;
+	if (w->line) {
+		found = window_line(win);
+		if (!found && win->len - win->at > LINE_MAX) {
+			win->at += LINE_MAX; /* as far as was looked */
+			return 0;
+		}
+		if (!found) {
+			win->at = win->len;
+			return w->loaded < w->end ? !walk_load(k->skb, s) : 1;
+		}
+		w->line = false;
+		win->at += found;
+		return 0;
+	}
+	found = command_parse(win, c, w->binary);
+	if (found < 0) {
+		if (w->loaded < w->end) {
+			if (walk_load(k->skb, s))
+				return 0;
+			goto lost;
+		}
+		w->part = win->len - win->at;
+		return 1;
+	}
+	if (!found) {
+		__u32 four = window_word(win, win->at);
+
+		/* "get " and "gets " may name any number of keys. */
+		if (w->binary || win->len - win->at < LINE_MAX ||
+		    window_line(win) || (four != TEXT_GET && four != TEXT_GETS))
+			goto lost;
+		c->kind = COMMAND_READ;
+		c->reply = REPLY_LIST;
+		w->line = true;
+	}
+	if (c->reply == REPLY_STREAM) {
+		w->doubt = true;
+		w->followed = false;
+		flow_mute(flow);
+	}
+	what = c->reply | (c->optional ? OWED_OPTIONAL : 0) |
+	       c->opcode << OWED_OPCODE;
+	if (c->kind == COMMAND_READ) {
+		if (c->reply == REPLY_BINARY && c->optional)
+			goto on; /* see is_quiet_read() */
+		if (walk_may_owe(flow, w) && flow)
+			walk_owe(flow, w, 0, what);
+		goto asked;
+	}
+	k->st->write_requests++;
+	if (c->kind == COMMAND_FLUSH) {
+		walk_flush(k->st, w->lag, c);
+		if (walk_may_owe(flow, w) && flow)
+			walk_owe(flow, w, 0, what | OWED_FLUSH);
+		goto asked;
+	}
+key:
+	what = c->reply | (c->optional ? OWED_OPTIONAL : 0) |
+	       c->opcode << OWED_OPCODE;
+	w->keys = false;
+	if (c->keys) {
+		/* The reply comes after the last of the keys. */
+		__u32 next = window_token(win, c->keys, win->at + c->head);
+
+		w->keys = (next & 0xffff) < next >> 16;
+		if (w->keys)
+			what |= OWED_OPTIONAL;
+	}
+	if (c->block) {
+		w->blocks = true;
+		what |= OWED_BLOCK;
+		if (c->reply == REPLY_BINARY || window_is_whole(win, c))
+			what |= OWED_WHOLE;
+	}
+	if (c->klen && c->klen <= BMC_KEY_MAX)
+		walk_write(s, flow, what);
+	else if (walk_may_owe(flow, w) && flow)
+		walk_owe(flow, w, 0, what); /* too long, and memcached says so */
+	if (w->keys) {
+		command_next_key(win, c);
+		return 0;
+	}
+asked:
+	if (!c->optional)
+		w->asked++;
+	else if (c->reply & (REPLY_META | REPLY_BINARY))
+		w->doubt = true; /* there may be one nevertheless */
+	if (w->line) {
+		win->at += LINE_MAX;
+		return 0;
+	}
+on:
+	walk_on(s, c->head, c->block);
+	return win->at >= win->len && w->loaded >= w->end;
 lost:
 	w->lost = true;
 	return 1;
 }
 
-/*
- * The commands between `at` and `end` of the packet. Counts them, moves the
- * words of the buckets that they change, and flushes everything if it comes to
- * one that it does not understand.
- */
-static __always_inline void walk_commands(struct walk *w)
+static long walk_command(__u32 i, void *arg)
 {
-	bpf_loop(COMMANDS_MAX, walk_command, w, 0);
-	if (w->line)
-		w->skip = LINE_GOES_ON;
-	if (!w->lost && w->at >= w->end)
-		return;
-	w->lost = true;
-	w->st->tcp_unparsed++;
-	flush_all(w->st, bpf_ktime_get_coarse_ns());
+	(void)i;
+	return command_step(arg);
 }
 
-static __always_inline struct bmc_flow *flow_get(const struct bmc_peers *peers)
+/*
+ * The commands of the packet from walk.loaded on, behind what is in the window
+ * already. Moves the words of the buckets that they change; walk.lost if one is
+ * not understood. Here and below `flow` may be NULL.
+ */
+__noinline int walk_commands(struct __sk_buff *skb, struct bmc_scratch *s,
+			     struct bmc_flow *flow)
 {
-	struct bmc_flow *flow = bpf_map_lookup_elem(&bmc_flows, peers);
-	struct bmc_global *g = cache_global();
-	struct bmc_scratch *s = scratch();
-	struct bmc_flow *fresh;
+	struct walker k = { .skb = skb, .s = s, .st = stats(), .flow = flow };
 
-	if (flow || !g || !s)
+	if (!s || !k.st)
+		return 0;
+	/* Most packets hold one, which is not worth a loop. */
+	if (!command_step(&k))
+		bpf_loop(STEPS_MAX, walk_command, &k, 0);
+	if (s->walk.loaded < s->walk.end || s->walk.keys ||
+	    s->window.len - s->window.at != s->walk.part)
+		s->walk.lost = true;
+	return 0;
+}
+
+static __always_inline void walk_begin(struct bmc_scratch *s, __u32 off, __u32 len)
+{
+	__builtin_memset(&s->walk, 0, sizeof(s->walk));
+	s->walk.loaded = off;
+	s->walk.end = off + len;
+	s->walk.lag = BMC_APPLY_NS;
+	s->window.at = 0;
+	s->window.len = 0;
+}
+
+/* The commands of a UDP datagram. */
+static __always_inline void walk_datagram(struct __sk_buff *skb,
+					  struct bmc_scratch *s,
+					  struct bmc_stats *st)
+{
+	struct walk *w = &s->walk;
+
+	walk_begin(s, s->text, s->text_len);
+	walk_commands(skb, s, NULL);
+	if (w->lost || w->part || w->skip || w->line) {
+		st->tcp_unparsed++;
+		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+	}
+}
+
+/*
+ * The flow that is kept in this socket; if it is new, what came before there was
+ * a socket goes on in it.
+ */
+static __always_inline struct bmc_flow *
+flow_of(struct bpf_sock *sk, const struct bmc_peers *peers, bool create)
+{
+	struct bmc_flow *flow = bpf_sk_storage_get(&bmc_flows, sk, NULL, 0);
+	struct bmc_flow *early;
+
+	if (flow)
 		return flow;
-	fresh = (void *)s->frame;
-	_Static_assert(sizeof(*fresh) <= sizeof(s->frame), "a flow fits");
-	fresh->state = FLOW_IDLE;
-	fresh->last = 0;
-	fresh->next = 0;
-	fresh->skip = 0;
-	fresh->part_len = 0;
-	fresh->replied = 0;
-	fresh->answered = 0;
-	fresh->silent = 0;
-	fresh->hash = 0;
-	/* Shortly after an attach, a reply to what was not seen may come. */
-	if (bpf_ktime_get_coarse_ns() < READ_ONCE(g->quarantine))
-		fresh->state = FLOW_MUTE;
-	bpf_map_update_elem(&bmc_flows, peers, fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&bmc_flows, peers);
+	early = bpf_map_lookup_elem(&bmc_early, peers);
+	if (early) {
+		flow = bpf_sk_storage_get(&bmc_flows, sk, early,
+					  BPF_SK_STORAGE_GET_F_CREATE);
+		bpf_map_delete_elem(&bmc_early, peers);
+	} else if (create) {
+		flow = bpf_sk_storage_get(&bmc_flows, sk, NULL,
+					  BPF_SK_STORAGE_GET_F_CREATE);
+	}
+	return flow;
 }
 
 /*
- * Where in the segment the next command starts, as the connection's history
- * has it; false if the segment needs no walk, because it was there before or
- * because nobody can tell.
+ * The flow of a segment to memcached; NULL if there is no socket for it, or no
+ * memory. Notes in the scratch memory how far the socket is.
+ *
+ * A segment may get here before the stack has made a socket of the handshake: a
+ * driver hands on several at once, and each passes here before the first one
+ * gets there. What it says is kept elsewhere for that long.
  */
-static __always_inline bool flow_continue(struct bmc_flow *flow, struct walk *w,
-					  const struct tcphdr *tcp, __u32 len)
+static __always_inline struct bmc_flow *flow_get(struct __sk_buff *skb,
+						 struct bmc_scratch *s)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
-	bool fresh = !flow->last;
-	bool paused = !fresh && (__s64)(now - flow->last) > BMC_APPLY_NS;
-	__u32 seq = bpf_ntohl(tcp->seq), n;
-	struct bmc_global *g = cache_global();
-	__s32 ahead = fresh ? 0 : seq - flow->next;
-	bool answered =
-		flow->answered && bpf_ntohl(tcp->ack_seq) == flow->next_out;
+	const struct bmc_peers *peers = &s->request.peers;
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = sizeof(tuple.ipv6), zero = 0;
+	struct bmc_flow *flow = NULL, *blank;
+	struct bpf_tcp_sock *tcp;
+	struct bpf_sock *sk;
+	bool early = false;
 
-	if (ahead < 0 && (__s32)(ahead + len) <= 0) {
-		/* Seen before, but what it says may be applied only now, unless
-		 * it is answered or its bucket is closed anyway.
-		 */
-		if (flow->state & FLOW_PENDING || !g ||
-		    (flow->state == FLOW_IDLE && !flow->skip && !flow->part_len))
-			return false;
-		if (paused)
-			flush_all(w->st, now);
-		else
-			WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
-		return false;
+	if (is_mapped(peers->client)) {
+		tuple.ipv4.saddr = peers->client[1] >> 32;
+		tuple.ipv4.daddr = peers->server[1] >> 32;
+		tuple.ipv4.sport = peers->client_port;
+		tuple.ipv4.dport = peers->server_port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, peers->client, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, peers->server, 16);
+		tuple.ipv6.sport = peers->client_port;
+		tuple.ipv6.dport = peers->server_port;
 	}
-	flow->last = now;
-	flow->answered = 0;
-	flow->next = seq + len;
-	if (flow->state == FLOW_MUTE && paused)
-		flow_abandon(flow, FLOW_IDLE);
-	if (ahead || (flow->skip == (__u32)STREAM_LOST && !answered && !paused)) {
-		flow->skip = STREAM_LOST;
-		flow->part_len = 0;
-		flow_abandon(flow, FLOW_MUTE);
-		w->st->tcp_unparsed++;
-		flush_all(w->st, now);
-		return false;
+	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return NULL;
+	tcp = bpf_tcp_sock(sk);
+	if (sk->state == TCP_LISTEN || sk->state == TCP_NEW_SYN_RECV) {
+		early = true;
+	} else if (tcp) {
+		s->rcv_nxt = tcp->rcv_nxt;
+		s->snd_nxt = tcp->snd_nxt;
+		s->received = tcp->bytes_received;
+		flow = flow_of(sk, peers, true);
 	}
-	if (flow->skip == (__u32)STREAM_LOST) {
-		/* The client has its answer and goes on: with a command, if all
-		 * of the segment turns out to be one.
-		 */
-		flow->skip = 0;
-		w->resumes = true;
+	bpf_sk_release(sk);
+	if (early) {
+		s->rcv_nxt = bpf_ntohl(s->tcp.seq);
+		s->snd_nxt = bpf_ntohl(s->tcp.ack_seq);
+		s->received = false;
+		flow = bpf_map_lookup_elem(&bmc_early, peers);
+		blank = bpf_map_lookup_elem(&bmc_blank, &zero);
+		if (!flow && blank) {
+			bpf_map_update_elem(&bmc_early, peers, blank,
+					    BPF_NOEXIST);
+			flow = bpf_map_lookup_elem(&bmc_early, peers);
+		}
+	}
+	if (flow && flow->deep)
+		s->walk.lag = DEEP_NS;
+	return flow;
+}
+
+/* The first segment of a connection that is seen. Is it its first at all? */
+static __always_inline bool flow_start(struct bmc_flow *flow,
+				       const struct bmc_scratch *s, __u32 seq,
+				       __u64 now)
+{
+	struct bmc_global *g = cache_global();
+
+	flow->in_next = seq;
+	flow->out_next = s->snd_nxt;
+	flow->in_seen = s->snd_nxt;
+	flow->in_last = now;
+	if (!s->received && seq == s->rcv_nxt) {
+		smp_store_release(flow->mode, FLOW_FOLLOWED);
 		return true;
 	}
-	if (flow->skip == (__u32)LINE_GOES_ON) {
+	flow->in_skip = STREAM_LOST;
+	flow->out_skip = STREAM_LOST;
+	flow->doubt = true;
+	/* Silent ever since the attach. */
+	if (g && (__s64)(now - READ_ONCE(g->since)) > BMC_APPLY_NS)
+		flow->in_last = READ_ONCE(g->since);
+	smp_store_release(flow->mode, FLOW_MUTE);
+	return false;
+}
+
+/*
+ * A client goes on with a command, having acknowledged all that memcached sent.
+ * Is it time to follow its connection?
+ */
+static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
+				      bool paused)
+{
+	__u32 missing = flow->asked - READ_ONCE(flow->answered);
+
+	if (!turn_take(&flow->out_turn))
+		return;
+	if (flow->out_skip == (__u32)STREAM_LOST) {
+		flow->out_skip = 0;
+		flow->out_part = 0;
+		flow->doubt = true;
+	}
+	if (flow->doubt || (__s32)(missing - flow->base) < 0) {
+		flow->doubt = false;
+		flow->base = missing;
+		flow->good = 0;
+		flow->good_since = now;
+	} else if (missing == flow->base && flow->in_seen != flow->out_next) {
+		flow->good++;
+	}
+	if (paused ||
+	    (flow->good >= GOOD_TIMES && now - flow->good_since > GOOD_NS)) {
+		flow->tail = flow->head;
+		flow->deep = false;
+		flow->vague = false;
+		flow->blocks = false;
+		smp_store_release(flow->mode, FLOW_FOLLOWED);
+	}
+	turn_end(&flow->out_turn);
+}
+
+/*
+ * Where in the segment the next command starts, and what of it is in the window
+ * already. False if there is nothing to walk; w->lost if nobody can tell.
+ */
+static __always_inline bool flow_continue(struct bmc_flow *flow,
+					  struct bmc_scratch *s)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct walk *w = &s->walk;
+	__u32 seq = bpf_ntohl(s->tcp.seq), len = w->end - w->loaded, n;
+	bool paused, answered, caught_up;
+	__s32 ahead;
+
+	if (flow->mode == FLOW_NEW)
+		w->opens = flow_start(flow, s, seq, now);
+	ahead = seq - flow->in_next;
+	if (ahead < 0) {
+		n = -ahead;
+		if (n > len)
+			n = len;
+		/* Seen before. If the socket has not got it, it was dropped, and
+		 * may have been another text; but the middle of a data block is
+		 * one whatever it says.
+		 */
+		if ((__s32)(seq + n - s->rcv_nxt) > 0) {
+			if ((__s32)(seq - flow->in_block) < 0 ||
+			    flow->in_skip == (__u32)STREAM_LOST) {
+				w->lost = true;
+				return false;
+			}
+			write_begin(flow->in_hash, false, w->lag);
+		}
+		if (n == len)
+			return false;
+		w->loaded += n;
+		len -= n;
+		seq += n;
+		ahead = 0;
+	}
+	if (ahead > 0 && flow->in_skip < (__u32)LINE_GOES_ON &&
+	    ahead <= (__s32)flow->in_skip) {
+		flow->in_skip -= ahead;
+		ahead = 0;
+	}
+	paused = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
+	caught_up = bpf_ntohl(s->tcp.ack_seq) == flow->out_next;
+	answered = flow->in_seen != flow->out_next;
+	if (ahead) {
+		w->lost = true;
+	} else if (flow->in_skip == (__u32)STREAM_LOST) {
+		/* Not behind a hole that memcached waits to be filled. */
+		if ((paused || (answered && caught_up)) &&
+		    (__s32)(seq - s->rcv_nxt) <= 0) {
+			flow->in_skip = 0;
+			flow->in_part = 0;
+			w->opens = true;
+			w->resumes = true;
+		} else {
+			w->lost = true;
+		}
+	}
+	if (caught_up && !w->lost && !flow->in_skip && !flow->in_part) {
+		/* Quiet commands without a reply, or memcached is stuck. */
+		if (paused && flow->head != READ_ONCE(flow->tail))
+			flow_mute(flow);
+		if (flow->mode == FLOW_MUTE)
+			flow_heal(flow, now, paused);
+	}
+	flow->in_seen = flow->out_next;
+	flow->in_last = now;
+	flow->in_next = seq + len;
+	if (w->lost)
+		return false;
+	w->followed = flow->mode == FLOW_FOLLOWED;
+	if (flow->in_skip == (__u32)LINE_GOES_ON) {
 		w->line = true;
 		return true;
 	}
-	n = flow->skip < len ? flow->skip : len;
-	flow->skip -= n;
-	w->at += n;
-	w->commands += n && !flow->silent; /* the one the block belongs to */
-	if (n && !(flow->state & FLOW_PENDING))
-		write_begin(flow->hash, false); /* not applied before its end */
-	if (n == len)
-		return false;
-	if (flow->part_len) {
-		bpf_probe_read_kernel(w->s->window, sizeof(flow->part),
-				      flow->part);
-		w->part = flow->part_len;
-		flow->part_len = 0;
+	n = flow->in_skip < len ? flow->in_skip : len;
+	flow->in_skip -= n;
+	w->loaded += n;
+	/* Not applied before the end of its data block. */
+	if (n && !w->followed)
+		write_begin(flow->in_hash, false, w->lag);
+	return n < len;
+}
+
+/* Puts the line that the last segment began into the window, then the packet. */
+static __always_inline bool flow_load(struct __sk_buff *skb,
+				      struct bmc_scratch *s, const __u8 *line,
+				      __u64 part)
+{
+	barrier_var(part);
+	if (part && part < LINE_MAX) {
+		bpf_probe_read_kernel(s->window.bytes, part, line);
+		s->window.len = part;
 	}
-	return true;
+	return walk_load(skb, s);
+}
+
+/* Keeps the line that the segment begins and does not end. */
+static __always_inline __u32 flow_keep(struct bmc_scratch *s, __u8 *line)
+{
+	__u64 part = s->walk.part;
+
+	barrier_var(part);
+	if (part && part < LINE_MAX)
+		bpf_probe_read_kernel(line, part,
+				      s->window.bytes +
+					      (s->window.at & (WINDOW - 1)));
+	return part;
 }
 
 /* A TCP segment to memcached: its payload is at `off`, `len` bytes long. */
-static __always_inline void flow_in(struct __sk_buff *skb,
-				    struct bmc_scratch *s, struct bmc_stats *st,
-				    const struct tcphdr *tcp, __u32 off,
-				    __u32 len)
+static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s,
+				    struct bmc_stats *st, __u32 off, __u32 len)
 {
-	const struct bmc_peers *peers = &s->request.peers;
-	struct walk w = {
-		.skb = skb, .s = s, .st = st, .at = off, .end = off + len
-	};
-	bool ends = tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST);
-	struct bmc_flow *flow = NULL;
+	struct walk *w = &s->walk;
+	struct bmc_flow *flow;
 
-	if (ends) {
-		flow = bpf_map_lookup_elem(&bmc_flows, peers);
-		if (flow) {
-			flow_abandon(flow, FLOW_MUTE);
-			bpf_map_delete_elem(&bmc_flows, peers);
+	walk_begin(s, off, len);
+	flow = flow_get(skb, s);
+	if (!flow || !turn_take(&flow->in_turn)) {
+		if (len) {
+			st->tcp_unfollowed++;
+			flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 		}
-		flow = NULL;
-	} else if (len) {
-		flow = flow_get(peers);
-	}
-	if (!len)
 		return;
-	if (!flow) {
-		/* What came before is forgotten, or was never kept. */
+	}
+	if (len && flow_continue(flow, s)) {
+		if (!flow_load(skb, s, flow->in_line, flow->in_part))
+			w->lost = true;
+		if (w->opens)
+			flow->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
+		w->binary = flow->binary;
+		walk_commands(skb, s, flow);
+		flow->in_part = flow_keep(s, flow->in_line);
+		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;
+		flow->in_block = flow->in_next - (w->block - w->skip);
+		flow->in_hash = w->hash;
+		if (w->resumes && (w->skip || w->part || w->line))
+			w->lost = true;
+		/* From now on the replies may come; unless meanwhile it was
+		 * found that they cannot be told apart.
+		 */
+		if (w->owed) {
+			(void)__sync_fetch_and_add(&flow->head, w->owed);
+			if (READ_ONCE(flow->mode) != FLOW_FOLLOWED)
+				flow_mute(flow);
+		}
+		if (!w->followed) {
+			flow->asked += w->asked;
+			flow->blocks |= w->blocks;
+		}
+		if (w->doubt)
+			WRITE_ONCE(flow->doubt, true);
+	}
+	if (w->lost) {
 		st->tcp_unparsed++;
-		flush_all(st, bpf_ktime_get_coarse_ns());
-		return;
+		flow->in_skip = STREAM_LOST;
+		flow->in_part = 0;
+		flow_mute(flow);
+		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 	}
-	if (!flow_continue(flow, &w, tcp, len))
-		return;
-	w.flow = flow;
-	walk_commands(&w);
-	flow->skip = w.skip;
-	flow->hash = w.hash;
-	flow->silent = s->silent;
-	if (w.lost || (w.resumes && (w.skip || flow->part_len))) {
-		if (!w.lost)
-			flush_all(st, bpf_ktime_get_coarse_ns());
-		flow->skip = STREAM_LOST;
-		flow->part_len = 0;
-	} else if (w.commands == 1 &&
-		   (w.pending ||
-		    (w.replies == 1 && !w.hash && flow_owe(flow, FLOW_READ)))) {
-		return; /* one command, and its one reply will be known */
+	if (s->tcp.flags & (TCP_FIN | TCP_RST))
+		flow_mute(flow);
+	turn_end(&flow->in_turn);
+}
+
+enum answer { ANSWERS_NONE = 0, ANSWERS_LATER, ANSWERS };
+
+/*
+ * A reply has come: takes the command out of the ring whose turn it is. Says
+ * LATER if that one needs no reply, and this is another's.
+ */
+__noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
+{
+	struct bmc_owed *owed;
+	__u64 what;
+	bool its;
+
+	if (!flow || !r || flow->tail == READ_ONCE(flow->head))
+		return ANSWERS_NONE;
+	owed = &flow->owed[flow->tail & (BMC_OWED - 1)];
+	what = READ_ONCE(owed->what);
+	its = what & r->kind && (r->kind != REPLY_BINARY ||
+				 (what >> OWED_OPCODE & 0xff) == r->opcode);
+	if (what & OWED_OPTIONAL &&
+	    (!its || !(what & (REPLY_META | REPLY_BINARY)))) {
+		/* Only errors come in reply to noreply. */
+		if (r->error)
+			return ANSWERS_NONE;
+		its = false;
+	} else if (!its || (r->refused && what & OWED_BLOCK)) {
+		/* It may have taken the data block for commands. */
+		return ANSWERS_NONE;
 	}
-	/* An error in reply to noreply is no reply to anything else either: see
-	 * is_one_reply().
-	 */
-	if (w.lost || w.commands > w.silent)
-		flow_abandon(flow, FLOW_MUTE);
+	if (what & (OWED_WRITE | OWED_FLUSH))
+		what = __sync_lock_test_and_set(&owed->what, 0);
+	flow->tail++;
+	/* If it was the reply to a later one, that one stays behind. */
+	flow->vague |= its && what & OWED_OPTIONAL;
+	if (flow->tail == READ_ONCE(flow->head))
+		flow->vague = false;
+	owed_end(owed, what,
+		 its ? !r->failed
+		     : what & OWED_WHOLE && owed_expiry(what) == EXPIRY_SET);
+	return its ? ANSWERS : ANSWERS_LATER;
+}
+
+/* flow_answer() for what comes most, without a call. */
+static __always_inline bool answers_read(struct bmc_flow *flow,
+					 const struct reply *r)
+{
+	const struct bmc_owed *owed = &flow->owed[flow->tail & (BMC_OWED - 1)];
+
+	if (flow->tail == READ_ONCE(flow->head) ||
+	    READ_ONCE(owed->what) != REPLY_LIST || !(r->kind & REPLY_LIST))
+		return false;
+	flow->tail++;
+	return true;
+}
+
+/* The same for the next reply, or part of one. */
+static __always_inline long reply_step(struct walker *k)
+{
+	struct bmc_scratch *s = k->s;
+	struct walk *w = &s->walk;
+	struct window *win = &s->window;
+	struct reply *r = &s->reply;
+	int found;
+
+	if (win->at >= win->len && w->loaded >= w->end)
+		return 1;
+	found = reply_parse(win, r, w->binary);
+	if (found < 0) {
+		if (w->loaded < w->end) {
+			if (walk_load(k->skb, s))
+				return 0;
+			goto lost;
+		}
+		w->part = win->len - win->at;
+		return 1;
+	}
+	if (!found)
+		goto lost;
+	if (!r->last || (r->kind == REPLY_BINARY && is_quiet_read(r->opcode)))
+		goto on;
+	if (w->followed) {
+		if (answers_read(k->flow, r))
+			goto on;
+		found = flow_answer(k->flow, r);
+		if (found == ANSWERS_LATER)
+			return 0;
+		if (found == ANSWERS_NONE)
+			goto lost;
+	} else {
+		w->asked++;
+		w->doubt |= r->refused && READ_ONCE(k->flow->blocks);
+	}
+on:
+	walk_on(s, r->head, r->block);
+	return win->at >= win->len && w->loaded >= w->end;
+lost:
+	w->lost = true;
+	return 1;
+}
+
+static long walk_reply(__u32 i, void *arg)
+{
+	(void)i;
+	return reply_step(arg);
+}
+
+/* The replies of the packet, likewise. */
+__noinline int walk_replies(struct __sk_buff *skb, struct bmc_scratch *s,
+			    struct bmc_flow *flow)
+{
+	struct walker k = { .skb = skb, .s = s, .flow = flow };
+
+	if (!s || !flow)
+		return 0;
+	/* A value and END */
+	if (!reply_step(&k) && !reply_step(&k))
+		bpf_loop(STEPS_MAX, walk_reply, &k, 0);
+	if (s->walk.loaded < s->walk.end ||
+	    s->window.len - s->window.at != s->walk.part)
+		s->walk.lost = true;
+	return 0;
 }
 
 /*
- * Whether the `len` bytes that a segment brings from memcached are one whole
- * reply; `n` of them are in the window. A line, or a value and END, or a value
- * of the meta commands.
+ * Where in the segment the next reply starts. False if there is nothing to walk;
+ * walk.lost if nobody can tell.
  */
-static __always_inline bool is_one_reply(struct bmc_scratch *s, __u32 n, __u32 len)
+static __always_inline bool flow_continue_out(struct bmc_flow *flow,
+					      struct bmc_scratch *s,
+					      struct bmc_stats *st)
 {
-	bool text = *(__u32 *)s->window == TEXT_VALU;
-	bool meta = *(__u16 *)s->window == ('V' | 'A' << 8) &&
-		    window_at(s, 2) == ' ';
-	__u32 line = window_line(s, n), at;
-	__s64 bytes;
+	struct walk *w = &s->walk;
+	__u32 seq = bpf_ntohl(s->tcp.seq), len = w->end - w->loaded, n;
+	__s32 ahead = seq - flow->out_next;
 
-	if (!line)
-		return false;
-	if (!text && !meta) /* an error may not be the only one */
-		return line == len && *(__u32 *)s->window != TEXT_ERRO &&
-		       *(__u32 *)s->window != TEXT_CLIE &&
-		       *(__u32 *)s->window != TEXT_SERV;
-	/* VALUE <key> <flags> <bytes>, VA <bytes> */
-	at = window_token(s, 0, line) >> 16;
-	if (text) {
-		at = window_token(s, at, line) >> 16;
-		at = window_token(s, at, line) >> 16;
+	if (ahead < 0) {
+		n = -ahead;
+		if (n >= len)
+			return false; /* sent again */
+		w->loaded += n;
+		len -= n;
+		seq += n;
 	}
-	at = window_token(s, at, line);
-	bytes = window_number(s, at & 0xffff, at >> 16);
-	return bytes >= 0 && line + bytes + 2 + (text ? END_LEN : 0) == len;
+	flow->out_next = seq + len;
+	if (ahead > 0) {
+		w->lost = true;
+		return false;
+	}
+	/* To a command that may have changed anything, and is applied by now. */
+	if (READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST)
+		flush_all(st, 0);
+	if (flow->out_skip == (__u32)STREAM_LOST)
+		return false;
+	n = flow->out_skip < len ? flow->out_skip : len;
+	flow->out_skip -= n;
+	w->loaded += n;
+	return n < len;
 }
 
-/* A TCP segment from memcached: is it the reply that its connection waits for? */
-static __always_inline void flow_out(struct __sk_buff *skb,
-				     struct bmc_scratch *s, struct bmc_stats *st,
-				     const struct tcphdr *tcp, __u32 off,
-				     __u32 len)
+/* A TCP segment from memcached: which commands does it answer? */
+static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *s,
+				     struct bmc_stats *st, __u32 off, __u32 len)
 {
-	const struct bmc_peers *peers = &s->request.peers;
-	bool over = tcp->flags & (TCP_FIN | TCP_RST);
-	__u32 n = len < LINE_MAX ? len : LINE_MAX;
-	struct bmc_flow *flow;
-	__u64 state;
+	struct walk *w = &s->walk;
+	struct bmc_flow *flow = NULL;
+	struct bpf_sock *sk = (void *)(long)skb->sk;
 
-	if (!len && !over)
-		return;
-	flow = bpf_map_lookup_elem(&bmc_flows, peers);
-	if (!flow)
-		return;
-	state = READ_ONCE(flow->state);
-	if (len) {
-		__u32 next = bpf_ntohl(tcp->seq) + len;
-		bool again = flow->replied && (__s32)(next - flow->next_out) <= 0;
-
-		if (again)
-			return;
-		flow->next_out = next;
-		flow->replied = 1;
-		flow->answered = 1;
-	}
-	if (len && state != FLOW_MUTE) {
-		if (state == FLOW_IDLE) {
-			/* To what? Whatever it was is applied by now. */
-			flush_all(st, bpf_ktime_get_coarse_ns());
-			flow_abandon(flow, FLOW_MUTE);
-		} else if (skb_load(skb, off, s->window, n, LINE_MAX) &&
-			   is_one_reply(s, n, len) &&
-			   __sync_val_compare_and_swap(&flow->state, state,
-						       FLOW_IDLE) == state) {
-			if (state & FLOW_PENDING)
-				write_end((__u32)state);
-		} else {
-			flow_abandon(flow, FLOW_MUTE);
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (sk)
+		flow = flow_of(sk, &s->request.peers, false);
+	if (!flow || flow->mode == FLOW_NEW || !turn_take(&flow->out_turn)) {
+		/* The reply to what? Whatever it was is applied by now. */
+		if (len) {
+			st->tcp_unmatched++;
+			flush_all(st, 0);
 		}
+		return;
 	}
-	if (over) {
-		flow_abandon(flow, FLOW_MUTE);
-		bpf_map_delete_elem(&bmc_flows, peers);
+	walk_begin(s, off, len);
+	if (len && flow_continue_out(flow, s, st)) {
+		w->followed = READ_ONCE(flow->mode) == FLOW_FOLLOWED;
+		w->binary = flow->binary;
+		if (!flow_load(skb, s, flow->out_line, flow->out_part))
+			w->lost = true;
+		walk_replies(skb, s, flow);
+		flow->out_skip = w->skip;
+		flow->out_part = flow_keep(s, flow->out_line);
+		if (w->asked)
+			WRITE_ONCE(flow->answered, flow->answered + w->asked);
 	}
+	if (w->lost) {
+		flow->out_skip = STREAM_LOST;
+		flow->out_part = 0;
+		flow_mute(flow);
+	}
+	if (w->doubt || (w->lost && w->followed && !flow->vague)) {
+		/* Not the reply that was expected. */
+		st->tcp_unmatched++;
+		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+	}
+	if (s->tcp.flags & (TCP_FIN | TCP_RST))
+		flow_mute(flow);
+	turn_end(&flow->out_turn);
 }
 
 #endif /* FLOW_BPF_H */

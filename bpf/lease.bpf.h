@@ -211,9 +211,8 @@ static __always_inline bool lease_return(struct bmc_scratch *s)
 	struct bmc_lease *lease = lease_at(request);
 	bool live = false;
 
-	sender_answer(request);
 	if (!lease || !READ_ONCE(lease->live))
-		return false;
+		goto answer;
 	its = (void *)&lease->request;
 	bpf_spin_lock(&lease->lock);
 	if (lease->live && its[0] == mine[0] && its[1] == mine[1] &&
@@ -227,80 +226,200 @@ static __always_inline bool lease_return(struct bmc_scratch *s)
 		s->epoch = lease->epoch;
 	}
 	bpf_spin_unlock(&lease->lock);
+answer:
+	/* Only now: the next request under this name may take a lease at once,
+	 * and that one is not this reply's.
+	 */
+	sender_answer(request);
 	return live;
 }
 
 /*
- * A write of the key with this hash is on its way in. With `pending` its reply
- * will be followed: write_end() or write_abandon() must come. Without, nobody
- * will tell when it is applied.
+ * What is known of a write from when it comes in until its reply leaves, in one
+ * word, so that whoever exchanges it for 0 has it to himself:
+ *
+ *   bits 0-6    the reply that it waits for (enum reply_kind)
+ *   bits 7-15   OWED_...
+ *   bits 16-23  the binary protocol's opcode
+ *   bits 24-37  the words W and G after the write began, what is left of their
+ *               sum: it grows with either
+ *   bits 38-63  when the item ends that it makes, as in a record
  */
-__noinline int write_begin(__u64 hash, bool pending)
+enum {
+	OWED_OPTIONAL = 1 << 7, /* there may be no reply */
+	OWED_WRITE = 1 << 8,
+	OWED_FLUSH = 1 << 9,
+	OWED_BLOCK = 1 << 10, /* it has a data block */
+	OWED_SOLE = 1 << 11, /* no other write could be on its way when it began */
+	OWED_WHOLE = 1 << 12, /* its data block was seen to end as it should */
+	OWED_EXPIRY = 13, /* two bits: enum expiry_kind */
+	OWED_OPCODE = 16,
+	OWED_WORDS = 24,
+	OWED_WORDS_MASK = (1 << 14) - 1,
+	OWED_END = 38,
+};
+
+static __always_inline __u64 owed_words(__u64 word, const struct bmc_global *g)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
+	return ((word >> 17) + (READ_ONCE(g->word) >> 17)) & OWED_WORDS_MASK;
+}
+
+static __always_inline __u32 owed_expiry(__u64 what)
+{
+	return what >> OWED_EXPIRY & 3;
+}
+
+/* No lease before this time; never less than it was. */
+static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 old = READ_ONCE(*quarantine);
+
+		if (old >= until ||
+		    __sync_val_compare_and_swap(quarantine, old, until) == old)
+			return;
+	}
+	WRITE_ONCE(*quarantine, until);
+}
+
+/*
+ * A write of the key with this hash is on its way in: moves its bucket's word.
+ * With `pending` its reply will be followed: write_end() or write_abandon() must
+ * come. Without, it is applied within `lag` ns from now, and nobody will tell.
+ *
+ * Returns the words as they are owed, and OWED_SOLE if no other write can be on
+ * its way: none was counted, and if one was not, it moved the word either after
+ * it is read first, which the addition tells, or before, and then its
+ * quarantine is there.
+ */
+__noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), word, old, until;
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 	struct bmc_bucket *b = cache_bucket(hash);
+	struct bmc_global *g = cache_global();
 
-	if (!b || !q)
+	if (!b || !q || !g)
 		return 0;
+	word = READ_ONCE(b->word);
+	smp_rmb();
+	until = READ_ONCE(q->until);
 	if (pending)
 		WRITE_ONCE(q->pending, now);
 	else
-		WRITE_ONCE(q->until, now + BMC_APPLY_NS);
-	(void)__sync_fetch_and_add(&b->word,
+		quarantine_raise(&q->until, now + lag);
+	old = __sync_fetch_and_add(&b->word,
 				   pending ? BMC_GEN + BMC_PEND : BMC_GEN);
 	bucket_forget(b, hash);
+	if (old != word || !is_clean(word) || now < until ||
+	    now < READ_ONCE(g->quarantine))
+		return 0;
+	return OWED_SOLE | owed_words(old + BMC_GEN, g) << OWED_WORDS;
+}
+
+/*
+ * Records when the item of an unfollowed write ends, if it is certain, after
+ * write_begin() has returned what is in `what`.
+ */
+__noinline int write_record(__u64 hash, __u64 what)
+{
+	struct bmc_bucket *b = cache_bucket(hash);
+	struct bmc_global *g = cache_global();
+	__u64 epoch;
+
+	if (!b || !g || !owed_expiry(what))
+		return 0;
+	epoch = READ_ONCE(g->word);
+	if (!(what & OWED_SOLE) || !(what & OWED_WHOLE) ||
+	    owed_expiry(what) != EXPIRY_SET)
+		return 0;
+	expiry_put(hash, epoch, what >> OWED_END | EXPIRY_FIRM);
+	/* Another write may have come meanwhile, and be applied before or after. */
+	if (owed_words(READ_ONCE(b->word), g) !=
+	    (what >> OWED_WORDS & OWED_WORDS_MASK))
+		expiry_put(hash, epoch, what >> OWED_END);
 	return 0;
 }
 
 /*
- * The reply to a pending write leaves. Not a plain addition: if the write was
- * given up for lost, its count is gone already.
+ * The reply to a pending write leaves; `done` if the write did what it should.
+ * Not a plain addition: if the write was given up for lost, its count is gone
+ * already.
+ *
+ * If it was the only one of its bucket since before it began, its expiry is the
+ * item's: recorded before the word moves, because after that another write may
+ * begin.
  */
-__noinline int write_end(__u32 bucket)
+__noinline int write_end(__u64 hash, __u64 what, bool done)
 {
-	struct bmc_bucket *b = bpf_map_lookup_elem(&bmc_index, &bucket);
+	struct bmc_bucket *b = cache_bucket(hash);
+	struct bmc_global *g = cache_global();
+	bool exact = false;
 
-	if (!b)
+	if (!b || !g)
 		return 0;
 	for (int i = 0; i < 16; i++) {
-		__u64 old = READ_ONCE(b->word);
+		__u64 old = READ_ONCE(b->word), epoch = READ_ONCE(g->word);
 
 		if (!(old & (BMC_GEN - BMC_PEND))) {
 			/* Since then the bucket may have been filled. */
 			(void)__sync_fetch_and_add(&b->word, BMC_GEN);
 			for (int way = 0; way < BMC_WAYS; way++)
 				WRITE_ONCE(b->ways[way], 0);
+			expiry_put(hash, epoch, what >> OWED_END ?: 1);
 			break;
+		}
+		if (!i && owed_expiry(what)) {
+			exact = done && what & OWED_SOLE &&
+				owed_expiry(what) != EXPIRY_LESS &&
+				bpf_ktime_get_coarse_ns() >=
+					READ_ONCE(g->quarantine) &&
+				owed_words(old, g) ==
+					(what >> OWED_WORDS & OWED_WORDS_MASK);
+			if (exact)
+				expiry_put(hash, epoch,
+					   what >> OWED_END | EXPIRY_FIRM);
+			else
+				expiry_less(hash, epoch, what >> OWED_END);
+			/* A flush that comes later finds the record there. */
+			if (exact && READ_ONCE(g->word) != epoch)
+				expiry_put(hash, epoch, what >> OWED_END);
 		}
 		if (__sync_val_compare_and_swap(&b->word, old,
 						old + BMC_GEN - BMC_PEND) == old)
 			break;
+		if (exact)
+			expiry_put(hash, epoch, what >> OWED_END);
+		exact = false;
 	}
 	/* If none of them succeeded: left to bucket_reap(). */
 	return 0;
 }
 
-/* The reply to a pending write will not be recognised after all. */
-static __always_inline void write_abandon(__u32 bucket)
+/*
+ * The reply to a pending write will not be recognised after all; it is applied
+ * within `lag` ns.
+ */
+static __always_inline void write_abandon(__u64 hash, __u64 what, __u64 lag)
 {
-	struct bmc_quarantine *q = quarantine_of(bucket);
+	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 
 	if (q)
-		WRITE_ONCE(q->until, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
-	write_end(bucket);
+		quarantine_raise(&q->until, bpf_ktime_get_coarse_ns() + lag);
+	write_end(hash, what, false);
 }
 
-/* Every entry may have changed, by a write that cannot be followed. */
-static __always_inline void flush_all(struct bmc_stats *st, __u64 now)
+/* Every entry may have changed, by what may be applied until `until`. */
+static __always_inline void flush_all(struct bmc_stats *st, __u64 until)
 {
 	struct bmc_global *g = cache_global();
 
 	if (!g)
 		return;
-	WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
+	quarantine_raise(&g->quarantine, until);
 	(void)__sync_fetch_and_add(&g->word, BMC_GEN);
-	st->flushes++;
+	/* Atomic, because a packet may interrupt bmc_flush and bmc_gone. */
+	(void)__sync_fetch_and_add(&st->flushes, 1);
 }
 
 #endif /* LEASE_BPF_H */

@@ -10,8 +10,31 @@
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
 
-/* The knobs; frozen at load. Every program reads it, so does the tool. */
-const volatile struct bmc_config cfg;
+/*
+ * Order of loads: x86 keeps it, the compiler has to be told; elsewhere a
+ * full barrier, for which BPF has an atomic that returns its old value.
+ */
+#ifdef __TARGET_ARCH_x86
+#define smp_rmb() asm volatile("" ::: "memory")
+#else
+#define smp_rmb()                                      \
+	do {                                           \
+		__u64 fence = 0;                       \
+		(void)__sync_fetch_and_add(&fence, 1); \
+		asm volatile("" ::: "memory");         \
+	} while (0)
+#endif
+
+/* A store that everything before it precedes, for whoever takes turns. */
+#ifdef __TARGET_ARCH_x86
+#define smp_store_release(x, v)                \
+	do {                                   \
+		asm volatile("" ::: "memory"); \
+		WRITE_ONCE(x, v);              \
+	} while (0)
+#else
+#define smp_store_release(x, v) ((void)__sync_lock_test_and_set(&(x), v))
+#endif
 
 /*
  * The index: one cache line a bucket. BPF_F_MMAPABLE makes the kernel align
@@ -85,6 +108,8 @@ struct {
 struct bmc_global {
 	__u64 word;
 	__u64 quarantine; /* no lease before this time, ns */
+	__u64 since; /* from when on every segment was seen, ns */
+	__u64 due[2]; /* when a delayed flush_all takes effect, ns; 0: none */
 };
 
 struct {
@@ -154,36 +179,101 @@ struct {
 	__type(value, struct bmc_lease);
 } bmc_leases SEC(".maps");
 
-/* A TCP connection. TC programs only: see flow.bpf.h. */
-enum {
-	BMC_FLOWS = 1 << 13,
-	LINE_MAX = 320, /* of a command line: a key and all that may follow */
-};
+/*
+ * When the items end that were written last: see expiry.bpf.h. One cache line
+ * for the keys of two buckets.
+ */
+enum { BMC_EXPIRIES = 7 };
 
-struct bmc_flow {
-	__u64 state;
-	__u64 last; /* when it last sent something, ns */
-	__u32 next; /* sequence number after the last byte looked at */
-	__u32 skip; /* bytes of a data block that are still to come */
-	__u32 part_len; /* of a command line whose end is still to come */
-	__u32 next_out; /* as next, for what memcached sent */
-	__u32 replied; /* next_out is set */
-	__u16 answered; /* memcached has sent something since */
-	__u16 silent; /* the command whose data block goes on says noreply */
-	__u64 hash; /* of the key whose data block goes on */
-	__u8 part[LINE_MAX];
+struct bmc_expiry {
+	__u64 epoch; /* G when its firm records were made */
+	__u64 cells[BMC_EXPIRIES];
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, BMC_FLOWS);
-	__type(key, struct bmc_peers);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bmc_expiry);
+} bmc_expiry SEC(".maps");
+
+/* A reply that memcached owes to a connection, see flow.bpf.h. */
+struct bmc_owed {
+	__u64 hash; /* of the key that the command writes */
+	__u64 what;
+};
+
+/*
+ * A TCP connection, see flow.bpf.h. It lives in memcached's socket, and goes
+ * with it. TC ingress writes the first part, egress the second.
+ */
+enum { BMC_OWED = 32 };
+
+struct bmc_flow {
+	__u64 in_last; /* when it last sent something, ns */
+	__u64 in_hash; /* of the key whose data block goes on */
+	__u32 in_turn; /* taken by whoever works on this part */
+	__u32 in_next; /* sequence number after the last byte looked at */
+	__u32 in_skip; /* bytes of a data block that are still to come */
+	__u32 in_part; /* bytes of a command line whose end is still to come */
+	__u32 in_block; /* sequence number of the latest data block's start */
+	__u32 in_seen; /* out_next when it last sent something */
+	__u32 mode;
+	__u32 binary; /* which protocol it speaks */
+	__u32 head; /* commands put into the ring */
+	__u32 asked; /* commands in need of a reply, while mute */
+	__u32 base; /* asked - answered when nothing is owed, as it seems */
+	__u32 good; /* how often that was confirmed */
+	__u64 good_since; /* ns */
+	__u32 doubt; /* nothing is known about it any more */
+	__u32 out_turn;
+	__u32 out_next;
+	__u32 out_skip;
+	__u32 out_part;
+	__u32 tail; /* commands taken out of the ring */
+	__u32 answered;
+	__u32 deep; /* too much was owed for the ring */
+	__u32 blocks; /* commands with a data block came, while mute */
+	__u32 vague; /* a quiet command may have been taken out for another's reply */
+	struct bmc_owed owed[BMC_OWED];
+	__u8 in_line[LINE_MAX];
+	__u8 out_line[LINE_MAX];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
 	__type(value, struct bmc_flow);
 } bmc_flows SEC(".maps");
 
 /*
- * Counters. Each program run is on one CPU with softirqs off, so nothing else
- * writes that CPU's copy meanwhile and no atomics are needed.
+ * Those that have no socket yet, for as long: see flow_get(). The least recently
+ * used makes room, which only makes its connection one that is not known from
+ * its start.
+ */
+enum { BMC_EARLY = 256 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, BMC_EARLY);
+	__type(key, struct bmc_peers);
+	__type(value, struct bmc_flow);
+} bmc_early SEC(".maps");
+
+/* A new one, for it is too large for the stack. Nobody writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bmc_flow);
+} bmc_blank SEC(".maps");
+
+/*
+ * Counters. Each run for a packet is on one CPU with softirqs off, so nothing
+ * else writes that CPU's copy meanwhile and no atomics are needed; what runs
+ * otherwise (bmc_flush, bmc_gone) counts with atomics.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -199,8 +289,32 @@ struct {
  */
 enum {
 	HEAD_MAX = 96, /* Ethernet + 2 tags + IPv6 + UDP + frame header is 78 */
-	WINDOW_MAX = 1024, /* a power of two that two lines fit */
 	KEY_WORDS_MAX = 34, /* room for whole words beyond BMC_KEY_MAX */
+};
+
+/*
+ * How far the walk through a packet's commands or replies has come. Here and not
+ * on the stack, because the verifier follows every value that a stack may hold.
+ */
+struct walk {
+	__u64 lag; /* within which memcached applies what is not followed, ns */
+	__u64 hash; /* of the last key written */
+	__u32 loaded; /* offset in the packet behind what is in the window */
+	__u32 end; /* of the packet */
+	__u32 skip; /* how far the last data block reaches beyond it */
+	__u32 block; /* how long it is, what was in the packet included */
+	__u32 part; /* bytes in the window at the end: of a line that goes on */
+	__u32 asked; /* commands that will get a reply */
+	__u32 owed; /* of them, those put into the ring */
+	bool followed;
+	bool binary;
+	bool keys; /* within a gat: more of its keys follow */
+	bool line; /* within a read's line, a long one */
+	bool doubt; /* the number of replies is unknown */
+	bool blocks; /* there are commands with a data block */
+	bool opens; /* the first command that is known of the connection */
+	bool resumes; /* after something was missing */
+	bool lost; /* not understood */
 };
 
 struct bmc_scratch {
@@ -214,6 +328,7 @@ struct bmc_scratch {
 	__u32 ip_csum; /* the sum over the IP header: 0xffff if it is whole */
 	__u32 l4; /* offset of the UDP or TCP header */
 	__u32 l4_len; /* UDP or TCP header and payload */
+	struct tcphdr tcp;
 	__u32 text; /* offset of the memcached text */
 	__u32 text_len;
 	/* The key at hand, padded with zeroes to whole words. */
@@ -221,12 +336,13 @@ struct bmc_scratch {
 	__u64 key[KEY_WORDS_MAX];
 	__u64 hash;
 	__u32 next; /* offset of the next key; 0 after the last */
-	/* The command that line_parse() found in the window. */
-	__u32 command;
-	__u32 replied;
-	__u32 silent; /* noreply: at most an error comes back */
-	__u32 key_at; /* in the window */
-	__u32 key_len;
+	/* Of memcached's socket, before this segment gets there. */
+	__u32 rcv_nxt;
+	__u32 snd_nxt;
+	bool received; /* it has got data before */
+	/* The command or reply at hand. */
+	struct command command;
+	struct reply reply;
 	/* The reply so far, END not included. */
 	__u32 reply_len;
 	__u64 reply_csum;
@@ -234,7 +350,8 @@ struct bmc_scratch {
 	__u64 word;
 	__u64 epoch;
 	__u8 frame[HEAD_MAX + 2 * BMC_REPLY_MAX + 16]; /* text at HEAD_MAX */
-	__u8 window[WINDOW_MAX + 8];
+	struct walk walk;
+	struct window window;
 };
 
 struct {

@@ -29,7 +29,7 @@ enum {
 };
 
 /* What packet_parse() found; below zero: -COUNTER(...) of why it is left alone. */
-enum packet { PACKET_OTHER = 0, PACKET_UDP, PACKET_TCP };
+enum packet { PACKET_OTHER = 0, PACKET_UDP, PACKET_TCP, PACKET_SHORT };
 
 /* Which way the packet goes, seen from memcached. */
 enum way { WAY_IN, WAY_OUT };
@@ -99,12 +99,13 @@ static __always_inline __u64 mapped(__be32 addr)
  * if the stack will drop the packet).
  * request.peers.vlan holds, on entry, the tag that the kernel keeps outside
  * the frame (TC), shifted in by one id: the frame's own tags come after it.
- * Needs the headers in linear memory; l4_len is checked against `len`, the
- * whole frame. Says OTHER for anything that is not memcached's.
+ * Says OTHER for anything that is not memcached's, and SHORT if it has to see
+ * more than is in linear memory; l4_len is checked against `len`, the whole
+ * frame. Without `tcp` only UDP is of interest.
  */
 static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 					enum way way, bool tag_outside,
-					struct bmc_scratch *s)
+					bool tcp, struct bmc_scratch *s)
 {
 	struct bmc_peers *peers = &s->request.peers;
 	__u64 src[2] = {}, dst[2] = {};
@@ -118,14 +119,16 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	__u8 next;
 
 	if (data + sizeof(s->mac) > data_end)
-		return PACKET_OTHER;
+		return PACKET_SHORT;
 	proto = bpf_ntohs(eth->h_proto);
 	for (int i = 0; i < 2; i++) {
 		struct vlan_hdr *tag = data + off;
 
 		if (proto != ETH_P_8021Q && proto != ETH_P_8021AD)
 			break;
-		if ((void *)(tag + 1) > data_end || shift > VLAN_SHIFT)
+		if ((void *)(tag + 1) > data_end)
+			return PACKET_SHORT;
+		if (shift > VLAN_SHIFT)
 			return PACKET_OTHER;
 		vlan |= (bpf_ntohs(tag->h_vlan_TCI) & VLAN_VID) << shift;
 		proto = bpf_ntohs(tag->h_vlan_encapsulated_proto);
@@ -138,9 +141,9 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		__u32 ihl;
 
 		if ((void *)(ip + 1) > data_end)
-			return PACKET_OTHER;
+			return PACKET_SHORT;
 		next = ip->protocol;
-		if (next != IPPROTO_UDP && next != IPPROTO_TCP)
+		if (next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp))
 			return PACKET_OTHER;
 		if (bpf_ntohs(ip->frag_off) & IP_OFFSET)
 			return PACKET_OTHER; /* no ports in there */
@@ -161,7 +164,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		struct ipv6hdr *ip = data + off;
 
 		if ((void *)(ip + 1) > data_end)
-			return PACKET_OTHER;
+			return PACKET_SHORT;
 		if ((*(__u8 *)ip >> 4) != 6)
 			return PACKET_OTHER;
 		next = ip->nexthdr;
@@ -182,7 +185,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 			__u8 *ext = (void *)(ip + 1);
 
 			if ((void *)(ext + 8) > data_end)
-				return PACKET_OTHER;
+				return PACKET_SHORT;
 			if (next == IPPROTO_FRAGMENT) {
 				if (ext[2] || ext[3] & 0xf8)
 					return PACKET_OTHER;
@@ -194,7 +197,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 			}
 			next = ext[0];
 		}
-		if (next != IPPROTO_UDP && next != IPPROTO_TCP)
+		if (next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp))
 			return PACKET_OTHER;
 	} else {
 		return PACKET_OTHER;
@@ -202,7 +205,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 
 	l4h = data + l4;
 	if ((void *)(l4h + 1) > data_end)
-		return PACKET_OTHER;
+		return PACKET_SHORT;
 	if (way == WAY_IN) {
 		if (!is_memcached_port(l4h->dest))
 			return PACKET_OTHER;
@@ -222,8 +225,13 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		peers->client_port = l4h->dest;
 		peers->server_port = l4h->source;
 	}
-	if (next == IPPROTO_TCP && l4_end <= l4)
-		l4_end = len; /* BIG TCP: too long for its field */
+	if (next == IPPROTO_TCP) {
+		if ((void *)l4h + sizeof(s->tcp) > data_end)
+			return PACKET_SHORT;
+		s->tcp = *(struct tcphdr *)l4h;
+		if (l4_end <= l4)
+			l4_end = len; /* BIG TCP: too long for its field */
+	}
 	peers->vlan = vlan;
 	s->mac[0] = ((__u64 *)data)[0];
 	s->mac[1] = ((__u64 *)data)[1];

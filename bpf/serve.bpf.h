@@ -40,7 +40,7 @@ __noinline int xdp_request(struct xdp_md *ctx, struct bmc_scratch *s)
 		return -1;
 	s->size = data_end - data;
 	s->request.peers.vlan = 0;
-	found = packet_parse(data, data_end, s->size, WAY_IN, false, s);
+	found = packet_parse(data, data_end, s->size, WAY_IN, false, false, s);
 	if (found != PACKET_UDP)
 		return -1;
 	return request_parse(data, data_end, s)
@@ -62,7 +62,7 @@ __noinline int tc_packet(struct __sk_buff *skb, struct bmc_scratch *s, int way)
 		return PACKET_OTHER;
 	s->request.peers.vlan = tag ? skb->vlan_tci & VLAN_VID : 0;
 	return packet_parse(DATA(skb), DATA_END(skb), skb->len,
-			    way == WAY_IN ? WAY_IN : WAY_OUT, tag, s);
+			    way == WAY_IN ? WAY_IN : WAY_OUT, tag, true, s);
 }
 
 __noinline int tc_request(struct __sk_buff *skb, struct bmc_scratch *s)
@@ -261,21 +261,35 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 				       struct bmc_scratch *s,
 				       struct bmc_stats *st, int why)
 {
-	struct walk w = { .skb = skb, .s = s, .st = st };
-
 	count(st, why);
 	if (!s->text_len) {
 		/* It does not get there, or is one of several, which memcached
 		 * does not read.
 		 */
 		if (s->l4_len && why != COUNTER(pass_frame))
-			flush_all(st, bpf_ktime_get_coarse_ns());
+			flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 		return;
 	}
 	lease_refuse(s);
-	w.at = s->text;
-	w.end = s->text + s->text_len;
-	walk_commands(&w);
+	walk_datagram(skb, s, st);
+}
+
+/* The hash of the s->klen bytes in s->key, which gets its padding. */
+__noinline __u64 key_hash(struct bmc_scratch *s)
+{
+	__u64 sum = 0;
+	__u32 words;
+
+	if (!s || s->klen > BMC_KEY_MAX)
+		return 0;
+	words = s->klen / 8;
+	s->key[words] &= (1ULL << s->klen % 8 * 8) - 1;
+	for (__u32 i = 0; i < KEY_WORDS; i++) {
+		if (i > words)
+			break;
+		sum += hash_word(i, s->key[i]);
+	}
+	return hash_end(sum, s->klen);
 }
 
 /* A datagram from memcached: if it answers a lease, fill. */
@@ -283,6 +297,7 @@ static __always_inline void
 reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
 {
 	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
+	struct window *win = &s->window;
 	bool leased;
 	__u64 frame;
 	__s64 bytes;
@@ -292,18 +307,18 @@ reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
 	len = s->l4_len - UDP_LEN - FRAME_LEN;
 	n = len < LINE_MAX ? len : LINE_MAX;
 	if (bpf_skb_load_bytes(skb, off - FRAME_LEN, &frame, FRAME_LEN) ||
-	    !skb_load(skb, off, s->window, n, LINE_MAX))
+	    !skb_load(skb, off, win->bytes, n, LINE_MAX))
 		return;
 	/* Every request gets one datagram with the sequence number 0. */
 	if ((__u16)(frame >> 16))
 		return;
 	s->request.id = (__u16)frame;
 	leased = lease_return(s);
-	if (*(__u32 *)s->window == TEXT_END_) {
+	if ((__u32)window_word(win, 0) == TEXT_END_) {
 		st->get_replies++;
 		return;
 	}
-	if (*(__u32 *)s->window != TEXT_VALU || n < VALUE_LEN)
+	if ((__u32)window_word(win, 0) != TEXT_VALU || n < VALUE_LEN)
 		return;
 	st->get_replies++;
 	if (!leased) {
@@ -314,20 +329,20 @@ reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
 		goto refuse;
 
 	/* VALUE <key> <flags> <bytes>\r\n<data>\r\nEND\r\n, nothing else. */
-	if (*(__u16 *)(s->window + 4) != TEXT_E_SPACE)
+	if ((__u16)window_word(win, 4) != TEXT_E_SPACE)
 		goto refuse;
-	__builtin_memcpy(s->key, s->window + VALUE_LEN, KEY_WORDS * 8);
+	__builtin_memcpy(s->key, win->bytes + VALUE_LEN, KEY_WORDS * 8);
 	if (key_hash(s) != s->hash)
 		goto refuse;
 	at = VALUE_LEN + s->klen;
-	if (window_at(s, at) != ' ')
+	if (window_at(win, at) != ' ')
 		goto refuse;
-	at = window_token(s, at, n) >> 16; /* flags */
-	at = window_token(s, at, n);
-	bytes = window_number(s, at & 0xffff, at >> 16);
+	at = window_token(win, at, n) >> 16; /* flags */
+	at = window_token(win, at, n);
+	bytes = window_number(win, at & 0xffff, at >> 16, false);
 	at >>= 16;
-	if (bytes < 0 || bytes > BMC_REPLY_MAX || window_at(s, at) != '\r' ||
-	    window_at(s, at + 1) != '\n')
+	if (bytes < 0 || bytes > BMC_REPLY_MAX ||
+	    (__u16)window_word(win, at) != TEXT_CRLF)
 		goto refuse;
 	at += 2 + (__u32)bytes; /* where the value ends */
 	if (at + 2 + END_LEN != len || len > BMC_REPLY_MAX)
@@ -341,6 +356,9 @@ reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
 		break;
 	case FILL_RACED:
 		st->fill_raced++;
+		break;
+	case FILL_EXPIRY:
+		st->fill_expiry++;
 		break;
 	default:
 		st->fill_admission++;

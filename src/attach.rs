@@ -35,18 +35,21 @@ use crate::hook::Place;
 use crate::hook::carry_qdisc_over;
 use crate::instance;
 use crate::instance::Dir;
+use crate::instance::GONE;
 use crate::instance::Instance;
 use crate::instance::Lock;
 use crate::instance::NotAttached;
+use crate::instance::WATCH;
 use crate::kernel;
-use crate::layout::Kind;
 use crate::layout::LAYOUT;
 use crate::layout::Layout;
 use crate::layout::map_bytes;
+use crate::memcached;
 use crate::message;
 use crate::skel::BmcSkel;
 use crate::skel::BmcSkelBuilder;
 use crate::skel::OpenBmcSkel;
+use crate::skel::gone::GoneSkelBuilder;
 use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_prefix4;
 use crate::skel::types::bmc_prefix6;
@@ -92,16 +95,21 @@ pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
     if kept.is_none() {
         check_memory(args.memory)?;
     }
+    memcached::check(&args.interfaces, &args.ports())?;
     let config = loading.configure(args, kept.as_ref())?;
     let skel = loading.load()?;
 
     let dir = Dir::of(name);
     let mut staging = Staging::new(&dir, old.as_ref(), &skel, kept.is_some())?;
+    staging.watch(&config);
     // The cache goes on meanwhile only if no entry can become wrong by it: a
     // place that was not watched has not seen the writes that came by there.
     let goes_on = match (&kept, &old) {
         (Some(was), Some(old)) => {
-            is_alike(was, &config) && watches_all(old, &targets)? && !old.is_idle()?
+            is_alike(was, &config)
+                && watches_all(old, &targets)?
+                && old.dir.watches_memcached()
+                && !old.is_idle()?
         }
         _ => false,
     };
@@ -261,18 +269,14 @@ impl<'obj> Loading<'obj> {
             .map_err(|err| libbpf_failed(err, "cannot open the BPF programs"))?;
         let cpus = num_possible_cpus().context("cannot count the CPUs")? as u64;
         // Whatever does not grow with --memory.
-        let any = Layout { buckets: 1, slabs: 1, senders: 1, leases: 1 };
+        let any = Layout { buckets: 1, slabs: 1, senders: 1, leases: 1, expiries: 1 };
         let fixed = skel
             .open_object()
             .maps()
             .filter(|map| any.entries(&map.name().to_string_lossy()).is_none())
             .map(|map| {
-                let kind = match map.map_type() {
-                    MapType::Hash => Kind::Hash,
-                    MapType::PercpuArray => Kind::PerCpuArray,
-                    _ => Kind::Array,
-                };
-                map_bytes(kind, map.key_size(), map.value_size(), map.max_entries(), cpus)
+                let copies = (map.map_type() == MapType::PercpuArray).then_some(cpus);
+                map_bytes(map.value_size(), map.max_entries(), copies)
             })
             .sum();
         let layout = Layout::new(args.memory, fixed)?;
@@ -325,12 +329,14 @@ impl<'obj> Loading<'obj> {
             max_age: nanos(args.max_age)?,
             unknown_ttl: nanos(args.unknown_ttl)?,
             tick,
-            life: (nanos(args.max_age.min(args.unknown_ttl))? / tick).max(1),
+            wall: system::wall_clock()?,
             layout: LAYOUT,
             buckets: self.layout.buckets,
             slabs: self.layout.slabs,
             senders: self.layout.senders,
             leases: self.layout.leases,
+            expiries: self.layout.expiries,
+            netns: system::netns()?,
             generic: u32::from(args.mode == Mode::Generic),
             ..Default::default()
         };
@@ -471,6 +477,37 @@ impl<'a> Staging<'a> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
         let since = self.old.filter(|_| self.keeps_maps).and_then(|old| old.dir.noted("since"));
         self.dir.note("since", &since.unwrap_or_else(|| now.into()))?;
+        Ok(())
+    }
+
+    /// Has the kernel tell when memcached stops to listen, if it can.
+    fn watch(&self, cfg: &bmc_config) {
+        let Err(err) = self.attach_gone(cfg) else { return };
+        let said = message::libbpf();
+        message::detail(&format!("{err:#}\n{said}"));
+        message::tell(
+            "this kernel does not tell when memcached is gone (-v says why): run bmc flush \
+             whenever memcached was restarted, or old values are served for up to --max-age",
+        );
+    }
+
+    fn attach_gone(&self, cfg: &bmc_config) -> Result<()> {
+        let mut storage = MaybeUninit::uninit();
+        let mut gone = GoneSkelBuilder::default().open(&mut storage)?;
+        let rodata = gone.maps.rodata_data.as_deref_mut();
+        let rodata = &mut rodata.context("bmc_gone has no configuration")?.cfg;
+        // It reads nothing else of it.
+        (rodata.nr_ports, rodata.ports, rodata.netns) = (cfg.nr_ports, cfg.ports, cfg.netns);
+        for mut map in gone.open_object_mut().maps_mut() {
+            // Its .rodata is its own, and named after the object.
+            if let Some(ours) = self.skel.object().maps().find(|ours| ours.name() == map.name()) {
+                map.reuse_fd(ours.as_fd())?;
+            }
+        }
+        let gone = gone.load().context("cannot load bmc_gone")?;
+        let link = gone.progs.bmc_gone.attach_trace().context("cannot attach bmc_gone")?;
+        kernel::pin(gone.progs.bmc_gone.as_fd(), &self.dir.join(GONE))?;
+        kernel::pin(link.as_fd(), &self.dir.join(WATCH))?;
         Ok(())
     }
 

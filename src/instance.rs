@@ -6,7 +6,8 @@
 //!     <instance>/
 //!         config                       the programs' .rodata: every option
 //!         index slabs stats ...        the other maps
-//!         rx rx_tc tx now flush        the programs
+//!         rx rx_tc tx now flush gone   the programs
+//!         watch                        the link of the last, if the kernel can
 //!         netns since                  symbolic links to no file: plain text
 //!         links/eth0_native ...        the hooks (hook.rs)
 //!     new~<instance>/                  one that is being made or removed
@@ -63,7 +64,13 @@ const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";
 
 /// The programs, as they are pinned.
-pub const PROGRAMS: [&str; 5] = ["rx", "rx_tc", "tx", "now", "flush"];
+pub const PROGRAMS: [&str; 6] = ["rx", "rx_tc", "tx", "now", "flush", GONE];
+
+/// The one that is told when memcached stops to listen.
+pub const GONE: &str = "gone";
+
+/// Its link.
+pub const WATCH: &str = "watch";
 
 /// The instance is not attached: exit code 3.
 #[derive(Debug)]
@@ -247,8 +254,8 @@ impl Dir {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
-            let is_program = PROGRAMS.iter().any(|program| name == *program);
-            if entry.file_type()?.is_file() && !is_program {
+            let is_map = !PROGRAMS.iter().chain([&WATCH]).any(|other| name == *other);
+            if entry.file_type()?.is_file() && is_map {
                 maps.push(self.map(&name.to_string_lossy())?);
             }
         }
@@ -259,6 +266,11 @@ impl Dir {
     pub fn program(&self, name: &str) -> Result<OwnedFd> {
         kernel::pinned(&self.join(name))
             .with_context(|| format!("cannot open the program {}", self.join(name).display()))
+    }
+
+    /// Whether it is noticed when memcached stops to listen.
+    pub fn watches_memcached(&self) -> bool {
+        self.join(WATCH).exists()
     }
 
     /// Records a word of text.

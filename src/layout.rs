@@ -4,12 +4,13 @@
 use std::fmt;
 
 use crate::skel::types::bmc_bucket;
+use crate::skel::types::bmc_expiry;
 use crate::skel::types::bmc_lease;
 use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slab_meta;
 
 /// `BMC_LAYOUT` of `bpf/bmc.h`.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Least and most that `--memory` may be. A slot's address has 18 bits for its
 /// slab, less the one reference that stands for "none".
@@ -21,9 +22,10 @@ const LEASES: std::ops::RangeInclusive<u64> = 256..=16384;
 /// can map it. Generous; the index gets what is left of it.
 const MAP_HEAD: u64 = 8192;
 
-/// An index bucket and the slots it is meant to lead to: 128 bytes a slot
-/// (class 0, a 16-byte key and a 32-byte value), buckets five eighths full.
-const BUCKET: u64 = size_of::<bmc_bucket>() as u64;
+/// An index bucket, its half of a line of expiry records, and the slots it is
+/// meant to lead to: 128 bytes a slot (class 0, a 16-byte key and a 32-byte
+/// value), buckets five eighths full.
+const BUCKET: u64 = (size_of::<bmc_bucket>() + size_of::<bmc_expiry>() / 2) as u64;
 const BUCKET_SLOTS: u64 = 7 * 128 * 5 / 8;
 
 const SLAB: u64 = (size_of::<bmc_slab>() + size_of::<bmc_slab_meta>()) as u64;
@@ -39,6 +41,8 @@ pub struct Layout {
     pub senders: u32,
     /// Leases; a power of two.
     pub leases: u32,
+    /// Lines of expiry records.
+    pub expiries: u32,
 }
 
 /// `--memory` cannot be had.
@@ -64,7 +68,7 @@ impl Layout {
         let leases = power_of_two(memory / 128 / 96).clamp(*LEASES.start(), *LEASES.end());
         let rest = memory
             .checked_sub(fixed + senders * 8 + leases * size_of::<bmc_lease>() as u64)
-            .and_then(|rest| rest.checked_sub(5 * MAP_HEAD))
+            .and_then(|rest| rest.checked_sub(6 * MAP_HEAD))
             .ok_or(OutOfRange(memory))?;
         let index = rest / (BUCKET + BUCKET_SLOTS) * BUCKET;
         let slabs = (rest - index) / SLAB;
@@ -76,6 +80,7 @@ impl Layout {
             slabs: entries(slabs)?,
             senders: entries(senders)?,
             leases: entries(leases)?,
+            expiries: entries((buckets / 2).max(1))?,
         })
     }
 
@@ -86,6 +91,7 @@ impl Layout {
             "bmc_slabs" | "bmc_slab_meta" => Some(self.slabs),
             "bmc_senders" => Some(self.senders),
             "bmc_leases" => Some(self.leases),
+            "bmc_expiry" => Some(self.expiries),
             _ => None,
         }
     }
@@ -95,33 +101,11 @@ fn power_of_two(most: u64) -> u64 {
     1 << most.max(1).ilog2()
 }
 
-/// Which kind of map, as far as its memory goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// One value for each index.
-    Array,
-    /// One value for each index and CPU.
-    PerCpuArray,
-    /// Preallocated hash table.
-    Hash,
-}
-
-/// About what a map of fixed size costs: the kernel's `map_mem_usage`.
-pub fn map_bytes(kind: Kind, key: u32, value: u32, entries: u32, cpus: u64) -> u64 {
-    // struct htab_elem without key and value, and a bucket's head.
-    const ELEM: u64 = 48;
-    const HEAD: u64 = 16;
-
-    let [key, value] = [key, value].map(|n| u64::from(n).next_multiple_of(8));
-    let entries = u64::from(entries);
-    MAP_HEAD
-        + match kind {
-            Kind::Array => entries * value,
-            Kind::PerCpuArray => entries * (8 + value * cpus),
-            Kind::Hash => {
-                (entries + cpus) * (ELEM + key + value) + entries.next_power_of_two() * HEAD
-            }
-        }
+/// What a map of fixed size costs: for arrays, the kernel's `map_mem_usage`.
+/// `copies` is the number of CPUs if each has its own.
+pub fn map_bytes(value: u32, entries: u32, copies: Option<u64>) -> u64 {
+    let value = u64::from(value).next_multiple_of(8);
+    MAP_HEAD + u64::from(entries) * copies.map_or(value, |cpus| 8 + value * cpus)
 }
 
 #[cfg(test)]

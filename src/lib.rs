@@ -10,6 +10,7 @@ pub mod hook;
 pub mod instance;
 pub mod kernel;
 pub mod layout;
+pub mod memcached;
 pub mod message;
 pub mod netlink;
 pub mod output;

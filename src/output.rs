@@ -16,6 +16,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Cli;
+use crate::instance::GONE;
 use crate::instance::Instance;
 use crate::instance::PROGRAMS;
 use crate::kernel;
@@ -90,7 +91,8 @@ pub fn status(name: &str, as_json: bool, out: &mut impl Write) -> Result<()> {
     let (instance, _lock) = Instance::open(name)?;
     let cfg = instance.config()?;
     let mut programs = Vec::new();
-    for name in PROGRAMS {
+    let watches = instance.dir.watches_memcached();
+    for name in PROGRAMS.into_iter().filter(|name| watches || *name != GONE) {
         programs.push(kernel::prog_info(instance.dir.program(name)?.as_fd())?);
     }
     if as_json {

@@ -18,7 +18,17 @@ mod imp {
 
 pub use imp::*;
 
+/// The skeleton of `bpf/gone.bpf.c`.
+pub mod gone {
+    include!(concat!(env!("OUT_DIR"), "/gone.skel.rs"));
+}
+
 /// The skeleton of `bpf/bench.bpf.c`.
 pub mod bench {
     include!(concat!(env!("OUT_DIR"), "/bench.skel.rs"));
+}
+
+/// The skeleton of `bpf/chaos.bpf.c`.
+pub mod chaos {
+    include!(concat!(env!("OUT_DIR"), "/chaos.skel.rs"));
 }

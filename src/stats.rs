@@ -22,7 +22,7 @@ use crate::output::grouped;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 35] = [
+pub const COUNTERS: [(&str, &str); 39] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -36,6 +36,7 @@ pub const COUNTERS: [(&str, &str); 35] = [
     ("write_requests", "Writes seen"),
     ("invalidations", "Entries dropped for a write"),
     ("flushes", "Times that every entry was forgotten"),
+    ("memcached_gone", "Times that a memcached stopped listening"),
     ("pass_room", "no room in the packet for the reply"),
     ("pass_size", "reply larger than one datagram"),
     ("pass_source", "client not within --allow"),
@@ -56,8 +57,11 @@ pub const COUNTERS: [(&str, &str); 35] = [
     ("fill_raced", "a write came in between"),
     ("fill_reply", "not the reply to one key in one datagram"),
     ("fill_admission", "everything in its place was in more demand"),
+    ("fill_expiry", "the item was about to end"),
     ("write_untracked", "Writes whose reply cannot be followed"),
-    ("tcp_unparsed", "Packets with a command that is not known"),
+    ("tcp_unparsed", "Packets with a command that is not known, or behind a gap"),
+    ("tcp_unfollowed", "TCP packets to memcached without a connection to follow"),
+    ("tcp_unmatched", "TCP packets of memcached that answer no command"),
 ];
 
 const COUNT: usize = COUNTERS.len();

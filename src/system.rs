@@ -23,6 +23,7 @@ use nix::sys::statfs::SYSFS_MAGIC;
 use nix::sys::statfs::statfs;
 use nix::time::ClockId;
 use nix::time::clock_getres;
+use nix::time::clock_gettime;
 
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -31,6 +32,20 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub fn tick() -> Result<Duration> {
     let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot ask for the tick")?;
     Ok(tick.into())
+}
+
+/// The time of day, in seconds since 1970, when the monotonic clock was zero.
+pub fn wall_clock() -> Result<u64> {
+    let day = clock_gettime(ClockId::CLOCK_REALTIME).context("cannot ask for the time")?;
+    let mono = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot ask for the time")?;
+    Ok(u64::try_from(day.tv_sec() - mono.tv_sec())?)
+}
+
+/// The number of the network namespace that this process is in.
+pub fn netns() -> Result<u32> {
+    let namespace =
+        fs::metadata("/proc/self/ns/net").context("cannot look at the network namespace")?;
+    Ok(u32::try_from(namespace.ino())?)
 }
 
 /// Fails unless this process may load and attach BPF programs.

@@ -12,12 +12,17 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::net::UdpSocket;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use nix::sys::signal::Signal;
 
 use common::Bmc;
 use common::Frames;
@@ -98,6 +103,7 @@ on_every_path! {
     leaves_tagged_frames_alone
     answers_only_allowed_sources
     keeps_nothing_beyond_its_age
+    ends_an_entry_with_its_item
     is_never_wrong_under_random_load
 }
 
@@ -117,7 +123,7 @@ struct Bed {
     /// For memcached's counters: a connection on which nothing is written.
     observer: Tcp,
     bmc: Bmc,
-    _memcached: Memcached,
+    memcached: Memcached,
     net: Rc<Net>,
     server: IpAddr,
 }
@@ -133,7 +139,7 @@ impl Bed {
         let bmc = Bmc::attach(&net, &[&["--mode", path.mode, "--memory", "16M"], args].concat());
         let [tcp, observer] = [(); 2].map(|()| Tcp::connect(&net.client, path.server));
         let udp = Udp::connect(&net.client, path.server);
-        Self { udp, tcp, observer, bmc, _memcached: memcached, net, server: path.server }
+        Self { udp, tcp, observer, bmc, memcached, net, server: path.server }
     }
 
     /// Waits out what attach does not trust: writes it may not have seen.
@@ -394,14 +400,16 @@ fn forgets_what_is_written_without_a_reply(name: &str, path: Path) {
         assert_eq!(&reply[8..], b"STORED\r\n");
     };
     let writes: [&dyn Fn(&mut Bed); 2] = [&by_tcp, &by_udp];
-    for write in writes {
+    for (write, is_certain) in writes.into_iter().zip([true, false]) {
         bed.tcp.set("k", 0, b"old");
         bed.fill("k");
         write(&mut bed);
         bed.expect(Server, "k");
-        // Until the write must have been done, nothing is learnt.
-        bed.expect(Server, "k");
-        bed.fill("k");
+        if !is_certain {
+            // Until the write must have been done, nothing is learnt.
+            bed.expect(Server, "k");
+            bed.fill("k");
+        }
         bed.expect(Kernel, "k");
     }
 }
@@ -578,11 +586,50 @@ fn keeps_nothing_beyond_its_age(name: &str, path: Path) {
         let mut bed = Bed::on(Rc::clone(&net), path, limits);
         bed.warm_up();
         bed.tcp.set("k", 0, b"v");
+        // That it has no expiry time is forgotten by this.
+        bed.bmc.run(&["flush"]);
         bed.fill("k");
         thread::sleep(Duration::from_secs(1));
         bed.expect(Server, "k");
         bed.fill("k");
     }
+}
+
+fn ends_an_entry_with_its_item(name: &str, path: Path) {
+    let mut bed = Bed::new(name, path, LASTING);
+    bed.warm_up();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    bed.tcp.command("set relative 0 4 1\r\nv");
+    bed.tcp.command(&format!("set absolute 0 {} 1\r\nv", now + 5));
+    bed.tcp.command("set touched 0 0 1\r\nv");
+    bed.tcp.command("touch touched 4");
+    bed.tcp.command("set endless 0 0 1\r\nv");
+    let mut left = vec!["relative", "absolute", "touched"];
+    for key in &left {
+        bed.fill(key);
+    }
+    bed.fill("endless");
+    while !left.is_empty() {
+        // Gone for memcached before bmc was asked.
+        left.retain(|key| {
+            let is_there = bed.tcp.command(&format!("mg {key}")) == "HD";
+            let answered = bed.udp.get(key).text != b"END\r\n";
+            assert!(is_there || !answered, "{key} is gone, and answered");
+            is_there
+        });
+        thread::sleep(Duration::from_millis(20));
+    }
+    bed.expect(Kernel, "endless");
+
+    // Nor is one learnt that is about to end, or has ended.
+    let refused = bed.bmc.total("fill_refusals.expiry");
+    bed.tcp.command("set short 0 2 1\r\nv");
+    bed.tcp.command("set ended 0 -1 1\r\nv");
+    for _ in 0..2 {
+        bed.expect(Server, "short");
+        bed.expect(Server, "ended");
+    }
+    assert_eq!(bed.bmc.total("fill_refusals.expiry"), refused + 2);
 }
 
 #[test]
@@ -626,6 +673,96 @@ fn flush_forgets_and_entries_shows() {
     assert!(!bed.bmc.run(&["entries"]).contains("shown"));
     bed.expect(Server, "shown");
     bed.fill("shown");
+}
+
+/// Ways to end memcached; none by the command of its own.
+const ENDS: [Option<Signal>; 3] = [Some(Signal::SIGKILL), Some(Signal::SIGTERM), None];
+
+/// Asks for one key over and over, until `done`: no reply may be older than the
+/// generation that there was at least when the request left.
+fn ask_for_generations(
+    socket: &UdpSocket,
+    at: SocketAddr,
+    at_least: &AtomicUsize,
+    done: &AtomicBool,
+) {
+    socket.set_read_timeout(Some(A_WHILE)).expect("an option of sockets");
+    let mut reply = [0; 2048];
+    let mut id = 0_u16;
+    while !done.load(SeqCst) {
+        id = id.wrapping_add(1);
+        let least = at_least.load(SeqCst);
+        socket.send_to(&datagram(id, b"get generation\r\n"), at).expect("the network is up");
+        while let Ok(len) = socket.recv(&mut reply) {
+            if reply[..2] != id.to_be_bytes() {
+                continue;
+            }
+            let (items, _) = items(&reply[8..len]);
+            if let Some(item) = items.first() {
+                let text = String::from_utf8_lossy(&item.data);
+                let generation: usize = text.parse().expect("a number");
+                assert!(generation >= least, "generation {generation} after {least} had begun");
+            }
+            break;
+        }
+    }
+}
+
+#[test]
+fn forgets_everything_when_memcached_ends() {
+    for mode in ["native", "tc"] {
+        let name = format!("forgets_everything_when_memcached_ends-{mode}");
+        if !can_run(&name) {
+            return;
+        }
+        let path = Path { mode, server: Net::SERVER4 };
+        let mut bed = Bed::new(&name, path, LASTING);
+        let net = Rc::clone(&bed.net);
+        let server = SocketAddr::from((path.server, PORT));
+        // Not connected: what nobody takes must not come back as an error.
+        let any = || UdpSocket::bind((IpAddr::from([0; 4]), 0)).expect("a UDP socket");
+        let sockets = [(); 2].map(|()| net.client.within(any));
+        let (at_least, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let _ends = Ends(&done);
+            for socket in &sockets {
+                scope.spawn(|| ask_for_generations(socket, server, &at_least, &done));
+            }
+            for (generation, end) in ENDS.into_iter().enumerate() {
+                bed.tcp.set("generation", 0, generation.to_string().as_bytes());
+                at_least.store(generation, SeqCst);
+                let hits = bed.bmc.total("hits");
+                assert!(
+                    eventually(PATIENCE, || bed.bmc.total("hits") > hits + 10),
+                    "{generation}: {}",
+                    bed.bmc.stats()
+                );
+                let before = bed.bmc.stats();
+                match end {
+                    Some(signal) => bed.memcached.signal(signal),
+                    None => bed.tcp.send(b"shutdown\r\n"),
+                }
+                bed.memcached.wait();
+                at_least.store(generation + 1, SeqCst);
+                // It has a listener for each address family, and counts at nothing else.
+                let after = bed.bmc.stats();
+                assert_eq!(total(&after, "memcached_gone"), (generation as u64 + 1) * 2, "{end:?}");
+                assert!(total(&after, "flushes") >= total(&before, "flushes") + 2, "{end:?}");
+                assert!(!bed.bmc.run(&["entries"]).contains("generation"), "{end:?}");
+                bed.memcached = Memcached::start(&net.server, &["-t", "2", "-A"]);
+                bed.tcp = Tcp::connect(&net.client, path.server);
+            }
+        });
+    }
+}
+
+/// Says so when dropped, so also in a panic, that it is over.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// What the random load asks for. The value of a key is a function of the key

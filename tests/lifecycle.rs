@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
+use std::net::TcpListener;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -31,11 +32,15 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use common::Memcached;
+use common::Namespace;
 use common::Net;
 use common::PATIENCE;
+use common::PORT;
 use common::can_run;
 use common::eventually;
 use common::run;
+use common::total;
 
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
@@ -573,6 +578,183 @@ fn what_a_killed_replace_exchanged_is_put_back() {
         assert_eq!(program(), before);
         bed.assert_works("native");
     }
+}
+
+/// A listener of this port that comes and goes.
+fn listen(namespace: &Namespace, port: u16) {
+    namespace.within(|| TcpListener::bind(("0.0.0.0", port)).map(drop)).expect("a free port");
+}
+
+#[test]
+fn a_listener_that_ends_is_noticed_until_detach() {
+    if !can_run("a_listener_that_ends_is_noticed_until_detach") {
+        return;
+    }
+    let bed = Bed::new("listener", TCX);
+    let expect = |count: u64| {
+        let stats = bed.bmc(&["stats", "--json"]).stdout;
+        let stats = serde_json::from_slice(&stats).expect("JSON");
+        assert_eq!(total(&stats, "memcached_gone"), count, "{stats}");
+    };
+    let link = || {
+        let pin = bed.pins().join("watch").display().to_string();
+        bpftool(&["link", "show", "pinned", &pin])["id"].as_u64().expect("a link has an id")
+    };
+    let is_there = |link: u64| {
+        let mut show = Command::new("bpftool");
+        show.args(["link", "show", "id", &link.to_string()])
+            .output()
+            .is_ok_and(|o| o.status.success())
+    };
+    let with = |port: u16, args: &[&str]| {
+        assert_eq!(bed.attach(&[&["--port", &port.to_string(), "--replace"], args].concat()), "");
+    };
+    with(PORT, &[]);
+    listen(&bed.net.server, PORT + 1);
+    // Another's, in another network namespace.
+    listen(&bed.net.client, PORT);
+    expect(0);
+    listen(&bed.net.server, PORT);
+    expect(1);
+    // Exchanged, with the maps that were there, it counts once.
+    let mut links = vec![link()];
+    with(PORT, &["--max-age", "5s"]);
+    listen(&bed.net.server, PORT);
+    expect(2);
+    links.push(link());
+    with(PORT + 1, &[]);
+    listen(&bed.net.server, PORT);
+    expect(2);
+    listen(&bed.net.server, PORT + 1);
+    expect(3);
+    links.push(link());
+    assert!(is_there(links[2]));
+    bed.expect(DONE, &["detach"]);
+    bed.assert_clean();
+    assert!(eventually(PATIENCE, || !links.iter().any(|link| is_there(*link))), "{links:?}");
+}
+
+#[test]
+fn an_idle_cache_stays_idle_when_a_listener_ends() {
+    if !can_run("an_idle_cache_stays_idle_when_a_listener_ends") {
+        return;
+    }
+    let bed = Bed::new("idle-listener", TCX);
+    bed.attach(&[]);
+    Dir::of(bed.net.instance()).idle().expect("the cache can idle");
+    listen(&bed.net.server, PORT);
+    assert_eq!(bed.status()["state"], "idle");
+    bed.expect(DONE, &["flush"]);
+    bed.assert_works("native");
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_when_memcached_ends_is_told() {
+    if !can_run("a_kernel_that_does_not_tell_when_memcached_ends_is_told") {
+        return;
+    }
+    let bed = Bed::new("no-btf", TCX);
+    let has_gone = || bed.status()["programs"].to_string().contains("bmc_gone");
+    // As a kernel without BTF: in a mount namespace of its own, the file is empty.
+    let script = "mount --bind /dev/null /sys/kernel/btf/vmlinux && exec \"$@\"";
+    for replace in [&[][..], &["--replace"]] {
+        let mut shell = bed.net.server.command("unshare");
+        shell.args(["--mount", "--", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_bmc")]);
+        shell.args(["--instance", bed.net.instance(), "attach", Net::DEVICE]);
+        let output = shell.args(MEMORY).args(replace).output().expect("unshare can be run");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(DONE), "{errors}");
+        assert!(errors.contains("run bmc flush whenever memcached was restarted"), "{errors}");
+        bed.assert_works("native");
+        assert!(!has_gone());
+        // Where it can be had, it is.
+        assert_eq!(bed.attach(&["--replace"]), "");
+        bed.assert_works("native");
+        assert!(has_gone());
+    }
+    bed.expect(DONE, &["detach"]);
+    bed.assert_clean();
+}
+
+#[test]
+fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
+    if !can_run("a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told") {
+        return;
+    }
+    let bed = Bed::new("settings", TCX);
+    let (own, other) = (PORT.to_string(), (PORT + 1).to_string());
+    let file = |name: &str| std::env::temp_dir().join(format!("{}-{name}", bed.net.instance()));
+    let [users, storage] = ["users", "storage"].map(file);
+    fs::write(&users, "user:password\n").expect("a file for users");
+    let tls = concat!(
+        "ssl_chain_cert=",
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/tls/cert.pem,ssl_key=",
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/tls/key.pem"
+    );
+    let external = format!("ext_path={}:64m", storage.display());
+    let no_udp = "does not listen on UDP, so nothing will be cached";
+    let says = |args: &[&str], watched: &str, code: i32, message: &str| {
+        let _memcached = Memcached::start(&bed.net.server, args);
+        let attach = ["attach", Net::DEVICE, "--port", watched];
+        let said = bed.expect(code, &[&attach[..], &MEMORY].concat());
+        assert!(said.contains(message), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), usize::from(!message.is_empty()), "{args:?}: {said}");
+        if code == FAILED {
+            bed.assert_clean();
+            return;
+        }
+        bed.assert_works("native");
+        bed.expect(DONE, &["detach"]);
+    };
+    says(&[], &own, DONE, "");
+    says(&[], &other, DONE, "");
+    says(&["-U", "0"], &own, DONE, no_udp);
+    says(&["-U", "0", "-o", &external], &own, DONE, no_udp);
+    says(&["-U", "0", "-Y", &users.to_string_lossy()], &own, DONE, "wants a password");
+    says(&["-B", "binary"], &own, DONE, "does not tell its settings");
+    says(&["-U", &other], &own, DONE, &format!("has UDP port {other}"));
+    says(&["-U", &other], &format!("{own},{other}"), DONE, "");
+    says(&["-U", &other], &other, FAILED, &format!("takes writes on TCP port {own} too"));
+    says(&["-Z", "-o", tls], &own, FAILED, "uses TLS");
+    says(&["-l", "notls:0.0.0.0", "-Z", "-o", tls], &own, FAILED, "uses TLS");
+    for file in [users, storage] {
+        fs::remove_file(file).expect("our file");
+    }
+
+    // What is attached stays as it is.
+    bed.attach(&["--port", &own]);
+    let programs = bed.programs();
+    let memcached = Memcached::start(&bed.net.server, &["-Z", "-o", tls]);
+    bed.expect(FAILED, &["attach", Net::DEVICE, "--port", &own, "--replace"]);
+    assert_eq!(bed.programs(), programs);
+    bed.assert_works("native");
+    drop(memcached);
+
+    // UDP alone.
+    let mut child = bed
+        .net
+        .server
+        .command("setpriv")
+        .args(["--pdeathsig", "KILL", "memcached", "-u", "root", "-p", "0", "-U", &own])
+        .spawn()
+        .expect("memcached can be started");
+    let is_told = || {
+        let said = bed.attach(&["--port", &own, "--replace"]);
+        said.contains("has no TCP port, by which a restart would be noticed")
+    };
+    assert!(eventually(PATIENCE, is_told));
+    child.kill().expect("our child");
+    child.wait().expect("our child");
+
+    // One that never answers holds nothing up.
+    let listener = bed.net.server.within(|| TcpListener::bind(("0.0.0.0", PORT)));
+    let start = Instant::now();
+    let said = bed.attach(&["--port", &own, "--replace"]);
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    assert!(said.contains("does not tell its settings"), "{said}");
+    drop(listener);
 }
 
 #[test]

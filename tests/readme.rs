@@ -57,7 +57,7 @@ fn names_only_options_that_exist() {
 
 #[test]
 fn explains_messages_that_the_tool_prints() {
-    let sources: String = ["attach", "hook", "instance", "message", "system"]
+    let sources: String = ["attach", "hook", "instance", "memcached", "message", "system"]
         .map(|name| read(&format!("src/{name}.rs")))
         .concat()
         // Long messages are broken over lines.

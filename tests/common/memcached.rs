@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use nix::sched::CpuSet;
 use nix::sched::sched_getaffinity;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
 use nix::sys::socket::AddressFamily;
 use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
@@ -56,16 +58,28 @@ impl Memcached {
             .expect("memcached can be started");
         let memcached = Self(child);
         let answers = || {
-            namespace.within(|| TcpStream::connect((IpAddr::from([127, 0, 0, 1]), PORT)).is_ok())
+            let address = (IpAddr::from([127, 0, 0, 1]), PORT);
+            namespace.within(|| TcpStream::connect(address).is_ok())
         };
         assert!(eventually(PATIENCE, answers), "memcached does not answer");
         memcached
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.0.id()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("our child");
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) {
+        self.0.wait().expect("our child");
     }
 }
 
 impl Drop for Memcached {
     fn drop(&mut self) {
-        // Neither can fail for a child that was not waited for.
+        // Neither matters for a child that has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

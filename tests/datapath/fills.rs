@@ -5,7 +5,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::fixture::Config;
-use crate::packet::Connection;
 use crate::packet::Flow;
 use crate::packet::datagram;
 use crate::packet::network;
@@ -200,9 +199,9 @@ fn a_request_asked_again_after_a_write_teaches_nothing() {
             scene.passes("the first", &frame, LEASED);
             raced = &[("get_replies", 1), ("fill_raced", 1)];
         }
-        let mut tcp = Connection::new(v4().with_port(50_001));
-        scene.bmc.receive(&tcp.request("set key 0 0 3\r\nnew\r\n"));
-        scene.bmc.send(&tcp.reply("STORED\r\n"));
+        let mut tcp = scene.connect(&v4());
+        tcp.request("set key 0 0 3\r\nnew\r\n");
+        tcp.reply("STORED\r\n");
         scene.passes("the second", &frame, OUTSTANDING);
         scene.replies("the first reply", &said(b"old"), raced);
         scene.replies("the second reply", &said(b"new"), UNLEASED);

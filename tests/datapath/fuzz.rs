@@ -14,9 +14,9 @@ use crate::fixture::PORT;
 use crate::fixture::Verdict;
 use crate::fixture::hex;
 use crate::packet::Checksum;
-use crate::packet::Connection;
 use crate::packet::Datagram;
 use crate::packet::Flow;
+use crate::packet::PSH_ACK;
 use crate::packet::REPLY_MAX;
 use crate::packet::datagram;
 use crate::packet::get;
@@ -59,7 +59,7 @@ fn broken_frames_do_no_harm() {
             if rng.chance(50) {
                 fuzz.warm(&flow, &key, &mut rng);
             }
-            let frame = fuzz.frame(flow, &key, &mut rng);
+            let frame = fuzz.frame(&flow, &key, &mut rng);
             fuzz.put_through(&frame);
         }
         let counted = fuzz.scene.bmc.counters();
@@ -173,7 +173,7 @@ impl Fuzz {
         })
     }
 
-    fn frame(&self, flow: Flow, key: &[u8], rng: &mut Rng) -> Vec<u8> {
+    fn frame(&self, flow: &Flow, key: &[u8], rng: &mut Rng) -> Vec<u8> {
         let mut text = self.text(key, rng);
         if rng.chance(40) {
             break_bytes(&mut text, 0, rng);
@@ -182,8 +182,9 @@ impl Fuzz {
             // To memcached, or from it.
             0..3 => flow.udp(&datagram(rng.next() as u16, &text)),
             3 => flow.reversed().udp(&datagram(rng.next() as u16, &text)),
-            4 => Connection::new(flow).request(text),
-            _ => Connection::new(flow).reply(text),
+            // Of no connection that there is.
+            4 => flow.tcp(rng.next() as u32, rng.next() as u32, PSH_ACK, &text),
+            _ => flow.reversed().tcp(rng.next() as u32, rng.next() as u32, PSH_ACK, &text),
         };
         if rng.chance(60) {
             for _ in 0..=rng.below(3) {

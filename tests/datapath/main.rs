@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! The data path, frame by frame: what comes in, what goes out, what is
-//! counted. No network and no memcached; the test plays both. Needs root.
+//! counted. No memcached; the test plays it. No network but loopback, for TCP.
+//! Needs root.
 //!
 //! Not covered, because a test run cannot do it: tags that the kernel keeps
 //! outside the frame, frames in several buffers, `CHECKSUM_COMPLETE`, GSO.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod binary;
+mod connection;
 mod entries;
+mod expiry;
 mod fills;
 #[path = "../fixture/mod.rs"]
 mod fixture;
@@ -18,4 +22,5 @@ mod packet;
 mod random;
 mod reads;
 mod scene;
+mod streams;
 mod writes;

@@ -5,8 +5,9 @@ use crate::fixture::Config;
 use crate::fixture::Counters;
 use crate::fixture::MAC;
 use crate::fixture::Verdict;
-use crate::packet::Connection;
+use crate::packet::ACK;
 use crate::packet::Flow;
+use crate::packet::PSH_ACK;
 use crate::packet::REPLY_MAX;
 use crate::packet::datagram;
 use crate::packet::network;
@@ -636,7 +637,6 @@ fn leaves_everything_else_alone() {
         ("an unknown protocol", edit(get(v4()), |frame| frame[12] = 0x99)),
         ("another UDP port", get(v4().to("10.1.0.1:53"))),
         ("another TCP port", v4().to("10.1.0.1:80").tcp(1, 1, 0x18, b"set key 0 0 1\r\nx\r\n")),
-        ("a TCP client's own", v4().reversed().tcp(1, 1, 0x18, b"set key 0 0 1\r\nx\r\n")),
         (
             "ICMP",
             edit_sealed(get(v4()), |frame| {
@@ -687,7 +687,7 @@ fn leaves_everything_else_alone() {
         ("half a UDP header", edit(get(v4()), |frame| frame.truncate(40))),
         ("half a tag", edit(get(v4().vlan(5)), |frame| frame.truncate(17))),
         ("a TCP handshake", v4().tcp(1, 0, 0x02, &[])),
-        ("a TCP acknowledgement", Connection::new(v4()).acknowledge()),
+        ("a TCP acknowledgement", v4().tcp(1, 1, ACK, &[])),
     ];
     for (what, frame) in rows {
         scene.passes(what, &frame, &[]);
@@ -695,6 +695,8 @@ fn leaves_everything_else_alone() {
     }
     let reply = v4().reversed().udp(&datagram(1, &key_reply()));
     scene.passes("another memcached's reply", &reply, &[]);
+    let reply = v4().reversed().tcp(1, 1, PSH_ACK, b"set key 0 0 1\r\nx\r\n");
+    scene.passes("another memcached's reply over TCP", &reply, &[]);
     scene.hits(&v4(), "key", &key_reply());
     scene.hits(&v6(), "key", &key_reply());
 }

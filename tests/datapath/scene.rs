@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 
+use crate::connection::Connection;
 use crate::fixture::Bmc;
 use crate::fixture::Config;
 use crate::fixture::Counters;
@@ -23,6 +24,12 @@ pub(crate) type Counts = &'static [(&'static str, u64)];
 /// A GET of one key that went to memcached with a lease.
 pub(crate) const LEASED: Counts =
     &[("get_requests", 1), ("get_keys", 1), ("misses", 1), ("leases", 1)];
+/// A GET of one key that went to memcached while a write of it was pending.
+pub(crate) const DIRTY: Counts =
+    &[("get_requests", 1), ("get_keys", 1), ("misses", 1), ("lease_dirty", 1)];
+/// Likewise, not long after a write whose reply cannot be recognised.
+pub(crate) const QUARANTINED: Counts =
+    &[("get_requests", 1), ("get_keys", 1), ("misses", 1), ("lease_quarantine", 1)];
 pub(crate) const FILLED: Counts = &[("get_replies", 1), ("fills", 1)];
 
 pub(crate) fn v4() -> Flow {
@@ -114,6 +121,46 @@ impl Scene {
         );
     }
 
+    /// A new connection, which bmc sees from its first byte.
+    pub(crate) fn connect(&self, flow: &Flow) -> Connection {
+        self.bmc.attach();
+        Connection::open(flow)
+    }
+
+    /// The client sends a segment, which counts just this.
+    #[track_caller]
+    pub(crate) fn asks(&self, tcp: &mut Connection, text: impl AsRef<[u8]>, expected: Counts) {
+        let text = text.as_ref();
+        self.counting(&text.escape_ascii().to_string(), expected, || tcp.request(text));
+    }
+
+    /// memcached sends a segment, which counts just this.
+    #[track_caller]
+    pub(crate) fn says(&self, tcp: &mut Connection, text: impl AsRef<[u8]>, expected: Counts) {
+        let text = text.as_ref();
+        self.counting(&text.escape_ascii().to_string(), expected, || tcp.reply(text));
+    }
+
+    /// The key is neither answered nor learnt, because of this.
+    #[track_caller]
+    pub(crate) fn is_closed(&self, what: &str, key: &str, why: Counts) {
+        let id = self.id();
+        self.passes(&format!("a GET of {key}, {what}"), &v4().get(id, &[key]), why);
+        self.replies(
+            &format!("the reply with {key}, {what}"),
+            &v4().reversed().udp(&datagram(id, &key_reply_of(key))),
+            &[("get_replies", 1), ("fill_unleased", 1)],
+        );
+    }
+
+    /// The key is not there, and may be learnt.
+    #[track_caller]
+    pub(crate) fn is_open(&self, what: &str, key: &str) {
+        let id = self.id();
+        self.passes(&format!("a GET of {key}, {what}"), &v4().get(id, &[key]), LEASED);
+        self.bmc.send(&v4().reversed().udp(&datagram(id, b"END\r\n")));
+    }
+
     /// Makes sure that the entry "key" is there, whatever happened.
     #[track_caller]
     pub(crate) fn restore(&self, flow: &Flow) {
@@ -160,9 +207,24 @@ impl Scene {
 
     /// Whether a GET of one key is answered.
     pub(crate) fn has(&self, flow: &Flow, key: impl AsRef<[u8]>) -> bool {
-        self.bmc.receive(&flow.get(self.id(), &[key])) != Verdict::Passed
+        let id = self.id();
+        let passed = self.bmc.receive(&flow.get(id, &[key])) == Verdict::Passed;
+        if passed {
+            self.bmc.send(&flow.reversed().udp(&datagram(id, b"END\r\n")));
+        }
+        !passed
     }
 }
+
+/// A write whose reply bmc will recognise.
+pub(crate) const WRITE: Counts = &[("write_requests", 1), ("invalidations", 1)];
+/// A write of a connection that it cannot follow.
+pub(crate) const UNTRACKED: Counts =
+    &[("write_requests", 1), ("invalidations", 1), ("write_untracked", 1)];
+/// A command that may have changed any key.
+pub(crate) const UNPARSED: Counts = &[("tcp_unparsed", 1), ("flushes", 1)];
+/// A reply that was not expected.
+pub(crate) const UNMATCHED: Counts = &[("tcp_unmatched", 1), ("flushes", 1)];
 
 pub(crate) const KEY_DATA: &[u8] = b"0123456789abcdef0123456789abcdef";
 pub(crate) const HIT: Counts = &[("get_requests", 1), ("get_keys", 1), ("hits", 1)];

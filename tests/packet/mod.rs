@@ -164,43 +164,11 @@ fn length(bytes: usize) -> [u8; 2] {
     u16::try_from(bytes).unwrap().to_be_bytes()
 }
 
-/// A TCP connection, seen from outside: keeps the sequence numbers.
-pub(crate) struct Connection {
-    pub(crate) flow: Flow,
-    sent: u32,
-    received: u32,
-}
-
-impl Connection {
-    const ACK: u8 = 0x10;
-    const PSH_ACK: u8 = 0x18;
-
-    /// An established connection, close to where sequence numbers wrap.
-    pub(crate) fn new(flow: Flow) -> Self {
-        Self { flow, sent: u32::MAX - 40, received: u32::MAX - 9 }
-    }
-
-    /// The client's next segment.
-    pub(crate) fn request(&mut self, text: impl AsRef<[u8]>) -> Vec<u8> {
-        let text = text.as_ref();
-        let frame = self.flow.tcp(self.sent, self.received, Self::PSH_ACK, text);
-        self.sent = self.sent.wrapping_add(text.len() as u32);
-        frame
-    }
-
-    /// The server's next segment, which acknowledges all that was sent.
-    pub(crate) fn reply(&mut self, text: impl AsRef<[u8]>) -> Vec<u8> {
-        let text = text.as_ref();
-        let frame = self.flow.reversed().tcp(self.received, self.sent, Self::PSH_ACK, text);
-        self.received = self.received.wrapping_add(text.len() as u32);
-        frame
-    }
-
-    /// The client acknowledges, without data.
-    pub(crate) fn acknowledge(&self) -> Vec<u8> {
-        self.flow.tcp(self.sent, self.received, Self::ACK, &[])
-    }
-}
+/// A segment's flags: with data, without, and the last one with data.
+pub(crate) const PSH_ACK: u8 = 0x18;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const FIN_ACK: u8 = 0x19;
+pub(crate) const SYN: u8 = 0x02;
 
 /// A memcached datagram: the frame header and a text.
 pub(crate) fn datagram(id: u16, text: &[u8]) -> Vec<u8> {

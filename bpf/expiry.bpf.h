@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * When items end. memcached does not say so in its replies; it is learnt from
+ * the commands that write them, and kept until the item is filled.
+ *
+ * A record is one word of a line that the keys of two buckets share, so that it
+ * changes in one store:
+ *
+ *   bits 27-63  tag, from the key's hash
+ *   bit 26      firm, see below
+ *   bits 0-25   the second (of CLOCK_MONOTONIC) from which on the item may be
+ *               gone; EXPIRY_NEVER; 0 in an empty record
+ *
+ * A firm record is a lower bound, in whatever order memcached applies writes;
+ * it is made by a write that was certainly the only one of its bucket, see
+ * write_end(). Any other record tells of an end that the item may have, or else
+ * it is unknown. After a flush every record is of that kind: the line has the
+ * epoch in which its firm records were made.
+ */
+#ifndef EXPIRY_BPF_H
+#define EXPIRY_BPF_H
+
+#define SECOND 1000000000ULL
+
+enum {
+	EXPIRY_BITS = 26, /* two years of uptime; then every end is unknown */
+	EXPIRY_NEVER = (1 << EXPIRY_BITS) - 1,
+	EXPIRY_FIRM = 1 << EXPIRY_BITS,
+	EXPIRY_TAG = EXPIRY_BITS + 1,
+	RELATIVE_MAX = 30 * 24 * 3600, /* exptime is a time of day above it */
+	/*
+	 * memcached's clock counts seconds, and a timer that may be late reads
+	 * it once a second: it is up to two behind when it stores an item.
+	 */
+	CLOCK_LAG = 2,
+};
+
+/* The second before which an item with this exptime is certainly there. */
+static __always_inline __u32 expiry_second(__s64 exptime)
+{
+	__s64 now = bpf_ktime_get_coarse_ns() / SECOND, end;
+
+	if (!exptime)
+		return EXPIRY_NEVER;
+	end = exptime - CLOCK_LAG;
+	end += exptime > RELATIVE_MAX ? -(__s64)cfg.wall : now;
+	if (end < 1 || exptime < 0)
+		return 1;
+	return end < EXPIRY_NEVER ? end : EXPIRY_NEVER - 1;
+}
+
+static __always_inline __u64 expiry_tag(__u64 hash)
+{
+	return hash * 0xd6e8feb86659fd93ULL >> EXPIRY_TAG;
+}
+
+static __always_inline struct bmc_expiry *expiry_line(__u64 hash)
+{
+	__u32 line = (hash & 0xffffffff) * cfg.expiries >> 32;
+
+	return bpf_map_lookup_elem(&bmc_expiry, &line);
+}
+
+/*
+ * When the key's item ends: the least of what is recorded, with EXPIRY_FIRM if
+ * that is firm; 0 if nothing is.
+ */
+__noinline __u32 expiry_get(__u64 hash, __u64 epoch)
+{
+	struct bmc_expiry *line = expiry_line(hash);
+	__u32 least = 0, firm = EXPIRY_FIRM;
+	__u64 tag = expiry_tag(hash);
+
+	if (!line)
+		return 0;
+	for (int i = 0; i < BMC_EXPIRIES; i++) {
+		__u64 cell = READ_ONCE(line->cells[i]);
+		__u32 end = cell & EXPIRY_NEVER;
+
+		if (!end || cell >> EXPIRY_TAG != tag)
+			continue;
+		firm &= cell;
+		if (!least || end < least)
+			least = end;
+	}
+	smp_rmb();
+	if (READ_ONCE(line->epoch) != epoch)
+		firm = 0;
+	return least ? least | firm : 0;
+}
+
+/*
+ * Records when the key's item ends, instead of whatever was recorded, in place
+ * of an item that has ended or of any: a word at a time, each by itself right.
+ */
+__noinline int expiry_put(__u64 hash, __u64 epoch, __u64 end)
+{
+	__u32 now = bpf_ktime_get_coarse_ns() / SECOND;
+	__u32 place = bpf_get_prandom_u32();
+	struct bmc_expiry *line = expiry_line(hash);
+	__u64 tag = expiry_tag(hash);
+	bool old;
+
+	if (!line)
+		return 0;
+	old = READ_ONCE(line->epoch) != epoch;
+	for (int i = 0; i < BMC_EXPIRIES; i++) {
+		__u64 cell = READ_ONCE(line->cells[i]);
+
+		if (old && cell & EXPIRY_FIRM)
+			WRITE_ONCE(line->cells[i], cell & ~(__u64)EXPIRY_FIRM);
+		if (cell >> EXPIRY_TAG == tag)
+			WRITE_ONCE(line->cells[i], 0);
+		else if ((cell & EXPIRY_NEVER) > now)
+			continue;
+		place = i;
+	}
+	if (old)
+		smp_store_release(line->epoch, epoch);
+	place &= BMC_EXPIRIES;
+	if (place == BMC_EXPIRIES)
+		place /= 2;
+	WRITE_ONCE(line->cells[place], tag << EXPIRY_TAG | end);
+	return 0;
+}
+
+/*
+ * The item may end then, or as was recorded: nobody knows in which order. If
+ * nothing was, there is no telling what it is otherwise.
+ */
+__noinline int expiry_less(__u64 hash, __u64 epoch, __u32 end)
+{
+	struct bmc_expiry *line = expiry_line(hash);
+	__u64 tag = expiry_tag(hash);
+	bool found = false;
+
+	if (!line)
+		return 0;
+	for (int i = 0; i < BMC_EXPIRIES; i++) {
+		__u64 cell = READ_ONCE(line->cells[i]), less;
+
+		if (cell >> EXPIRY_TAG != tag || !(cell & EXPIRY_NEVER))
+			continue;
+		found = true;
+		if (end >= (cell & EXPIRY_NEVER))
+			continue;
+		less = (cell & ~(__u64)EXPIRY_NEVER) | end;
+		/* If another one was faster: the lesser of both, or any. */
+		if (__sync_val_compare_and_swap(&line->cells[i], cell, less) !=
+		    cell)
+			WRITE_ONCE(line->cells[i], less & ~(__u64)EXPIRY_FIRM);
+	}
+	if (!found)
+		expiry_put(hash, epoch, end);
+	return 0;
+}
+
+/*
+ * For how many nanoseconds an entry filled now may live: until its item may be
+ * gone, and until a delayed flush_all is near. 0: not at all.
+ */
+__noinline __u64 expiry_life(__u64 hash, __u64 epoch)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), life = cfg.max_age, left;
+	__u32 zero = 0, found = expiry_get(hash, epoch);
+	__u64 end = (found & EXPIRY_NEVER) * SECOND;
+	struct bmc_global *g = bpf_map_lookup_elem(&bmc_global, &zero);
+
+	if (!g)
+		return 0;
+	if (!(found & EXPIRY_FIRM) && life > cfg.unknown_ttl)
+		life = cfg.unknown_ttl;
+	/* If the item is there long after what is not firm, that was wrong. */
+	if (found && (found & EXPIRY_NEVER) != EXPIRY_NEVER &&
+	    (found & EXPIRY_FIRM || now < end + 2 * CLOCK_LAG * SECOND)) {
+		if (end <= now)
+			return 0;
+		if (life > end - now)
+			life = end - now;
+	}
+	for (int i = 0; i < 2; i++) {
+		__u64 due = READ_ONCE(g->due[i]);
+
+		if (!due || now > due + CLOCK_LAG * SECOND)
+			continue;
+		if (now + CLOCK_LAG * SECOND >= due)
+			return 0;
+		left = due - CLOCK_LAG * SECOND - now;
+		if (life > left)
+			life = left;
+	}
+	return life;
+}
+
+#endif /* EXPIRY_BPF_H */
