@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 # Prints the numbers that README.md quotes, measured on this machine: what an
-# answer of bmc_rx costs, next to a program that only sends the frame back. Needs
-# root, and a machine that has nothing else to do. An argument is the number of
-# rounds (7).
+# answer of bmc_rx costs, next to a program that only sends the frame back;
+# whether TCP is slower with bmc than without; what share of a mixed load is
+# answered; and how soon it is when the clients were there first. Needs root, and
+# a machine that has nothing else to do. An argument is the number of rounds of
+# the first two (7).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh
 
-need "${build_needs[@]}" iproute2
+need "${build_needs[@]}" "${network_needs[@]}"
 echo "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
 cargo bench --locked --quiet --bench hit_cost -- "${1-7}"
+echo
+cargo bench --locked --quiet --bench tcp -- "${1-7}"
+echo
+cargo bench --locked --quiet --bench hit_ratio
+echo
+cargo bench --locked --quiet --bench adoption
