@@ -10,6 +10,11 @@
 #   BMC_NO_INSTALL=1    installs nothing
 #   BMC_E2E_GETS=N      GETs of each random run in tests/e2e.rs (100000); a
 #                       thorough run takes 1000000
+#   BMC_MODEL=full      the larger bounds of tests/model
+#   BMC_STRESS_OPS=N    operations of tests/stress (200000)
+#   BMC_TRANSPARENT_COMMANDS=N
+#                       commands of tests/transparent (20000)
+#   BMC_FUZZ_RUNS=N     frames of tests/datapath/fuzz.rs (200000)
 #   BMC_TEST_SEED=N     seed of random tests; a failing one prints its own
 #   BMC_CLANG=PATH      the clang that builds what is tested (the newest found)
 set -euo pipefail

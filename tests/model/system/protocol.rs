@@ -1,0 +1,1020 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! The steps of bpf/lease.bpf.h, bpf/cache.bpf.h and bpf/expiry.bpf.h. What a
+//! step is called starts with the C function that it is part of, so that the
+//! two can be read side by side.
+
+use super::{
+    Ask, CELLS, CONNECTIONS, Cell, Command, Connection, FOREIGN, FOREIGN_VALUE, GetAt, Id, KEYS,
+    Lease, MANY, May, Reader, Record, State, Step, System, Who, Without, Write, WriteAt, Writer,
+    Wrong,
+};
+use crate::linear::ABSENT;
+use crate::search::Event;
+
+/// The coherence word as in `enum bmc_word`, with fewer bits.
+pub(super) const LOCK: u8 = 1;
+pub(super) const PEND: u8 = 1 << 1;
+pub(super) const GEN: u8 = 1 << 4;
+
+pub(super) type Found = Vec<(Step, State)>;
+
+/// What is possible in a state, for one of those who take part.
+struct Steps<'a> {
+    s: &'a State,
+    who: Who,
+    found: &'a mut Found,
+}
+
+impl Steps<'_> {
+    fn go(&mut self, what: &'static str, change: impl FnOnce(&mut State)) {
+        let mut n = *self.s;
+        change(&mut n);
+        self.found.push((Step { who: self.who, what, event: None }, n));
+    }
+
+    /// The last step is to be counted.
+    fn is(&mut self, event: Event) {
+        if let Some((step, _)) = self.found.last_mut() {
+            step.event = Some(event);
+        }
+    }
+}
+
+pub(super) fn is_clean(word: u8) -> bool {
+    word & (GEN - 1) == 0
+}
+
+pub(super) fn is_pending(word: u8) -> bool {
+    word & (GEN - PEND) != 0
+}
+
+fn is_same(word: u8, held: u8) -> bool {
+    word / GEN == held / GEN
+}
+
+impl State {
+    /// `expiry_get()`
+    fn record(&self, key: usize, epoch: u8) -> u8 {
+        let record = self.records[key];
+        if record.epoch == epoch { record.end } else { 0 }
+    }
+
+    /// `expiry_put()`
+    fn put(&mut self, key: usize, epoch: u8, end: u8) {
+        self.records[key] = if end == 0 { Record::default() } else { Record { epoch, end } };
+    }
+}
+
+impl Writer {
+    /// What it knew of the words is of no use any more.
+    fn forget(&mut self, at: WriteAt) {
+        *self = Self { at, sole: false, exact: false, word: 0, epoch: 0, ..*self };
+    }
+}
+
+/// The GET goes on to memcached, without a lease of its own.
+fn pass(n: &mut State, get: usize) {
+    let Reader { replies, outdated, .. } = n.readers[get];
+    n.readers[get] = Reader { at: GetAt::Passed, replies, outdated, ..Reader::default() };
+}
+
+impl System {
+    /// A GET: `find()`, `lease_take()`, memcached, `lease_return()`, `cache_fill()`.
+    pub(super) fn get_steps(&self, s: &State, get: usize, found: &mut Found) {
+        let steps = &mut Steps { s, who: Who::Get(get), found };
+        self.find_steps(steps, get);
+        self.lease_steps(steps, get);
+        self.reply_steps(steps, get);
+        self.fill_steps(steps, get);
+    }
+
+    fn find_steps(&self, steps: &mut Steps<'_>, get: usize) {
+        let ask = self.asks[get];
+        let s = steps.s;
+        let r = s.readers[get];
+        match r.at {
+            GetAt::Idle => {
+                let begin = |n: &mut State, at| {
+                    n.readers[get].at = at;
+                    n.readers[get].outdated = n.outdated;
+                    if !self.only_stale && !ask.many {
+                        n.orders[ask.key as usize].get_begins(get);
+                    }
+                };
+                if ask.many {
+                    steps.go("several keys: no find", |n| {
+                        begin(n, GetAt::Missed);
+                        n.readers[get].replies = 1;
+                    });
+                } else if self.without(Without::ReaderOrder) {
+                    steps.go("loads the quarantine", |n| {
+                        begin(n, GetAt::QuarantineFirst);
+                        n.readers[get].leased = !n.quarantine;
+                    });
+                } else {
+                    steps.go("find: loads W", |n| {
+                        begin(n, GetAt::Word);
+                        self.load_word(n, get);
+                    });
+                }
+            }
+            GetAt::QuarantineFirst => steps.go("find: loads W", |n| self.load_word(n, get)),
+            GetAt::Word => steps.go("find: loads G", |n| {
+                n.readers[get].epoch = n.epoch;
+                n.readers[get].at = GetAt::Epoch;
+            }),
+            GetAt::Epoch => {
+                let way = (0..self.keys()).find(|&way| {
+                    let slot = &s.slots[way];
+                    s.ways[way] == ask.key + 1
+                        && slot.seq & 1 == 0
+                        && slot.key == ask.key
+                        && slot.epoch == r.epoch
+                });
+                if let Some(way) = way {
+                    steps.go("find: entry, copies half of it", |n| {
+                        n.readers[get].at = GetAt::Copying;
+                        n.readers[get].way = way as u8;
+                        n.readers[get].seq = n.slots[way].seq;
+                        n.readers[get].half[0] = n.slots[way].half[0];
+                    });
+                } else {
+                    steps.go("find: no entry", |n| n.readers[get].at = GetAt::Missed);
+                }
+            }
+            GetAt::Copying => steps.go("find: copies the other half", |n| {
+                n.readers[get].half[1] = n.slots[r.way as usize].half[1];
+                n.readers[get].at = GetAt::Copied;
+            }),
+            GetAt::Copied => {
+                let seq = s.slots[r.way as usize].seq == r.seq || self.without(Without::SeqCheck);
+                let word = s.word == r.word || self.without(Without::WordCheck);
+                if seq && word {
+                    steps.go("find: nothing moved, HIT", |n| {
+                        self.returns(n, get, r.half[0]);
+                        if r.half[0] != r.half[1] {
+                            n.wrong = Wrong::Torn;
+                        }
+                    });
+                    steps.is(Event::Hit);
+                } else {
+                    steps.go("find: something moved, no hit", |n| {
+                        n.readers[get].at = GetAt::Missed;
+                        n.readers[get].way = 0;
+                        n.readers[get].seq = 0;
+                        n.readers[get].half = [0; 2];
+                    });
+                }
+            }
+            _ => (),
+        }
+    }
+
+    fn lease_steps(&self, steps: &mut Steps<'_>, get: usize) {
+        let ask = self.asks[get];
+        let r = steps.s.readers[get];
+        match r.at {
+            GetAt::Missed => match ask.id {
+                Id::Is { id, cell, .. } => steps.go("sender_ask", |n| {
+                    let cell = &mut n.cells[cell as usize];
+                    let alone = cell.out == 0;
+                    *cell = Cell {
+                        name: id,
+                        out: match cell.out {
+                            _ if ask.many => MANY,
+                            0 => 1,
+                            out if out == MANY || cell.name != id => MANY,
+                            out => out + 1,
+                        },
+                    };
+                    let lease = !ask.many && (alone || self.without(Without::Senders));
+                    if lease && self.may_lease(n.readers[get].word) {
+                        n.readers[get].at = GetAt::Alone;
+                    } else {
+                        pass(n, get);
+                    }
+                }),
+                Id::Own if ask.many || !self.may_lease(r.word) => {
+                    steps.go("goes on", |n| pass(n, get));
+                }
+                Id::Own => self.test_quarantine(steps, get),
+            },
+            GetAt::Alone => self.test_quarantine(steps, get),
+            GetAt::NoQuarantine => steps.go("lease_take: loads G's quarantine", |n| {
+                if n.quarantine_all {
+                    pass(n, get);
+                } else {
+                    self.may_store(n, get);
+                }
+            }),
+            GetAt::MayLease => steps.go("lease_take: stores the lease, goes on", |n| {
+                let Id::Is { id, lease, .. } = ask.id else { unreachable!("see may_store()") };
+                let Reader { word, epoch, .. } = n.readers[get];
+                n.leases[lease as usize] = Lease { live: true, id, key: ask.key, word, epoch };
+                pass(n, get);
+            }),
+            _ => (),
+        }
+    }
+
+    /// memcached, and its reply at `bmc_tx`.
+    fn reply_steps(&self, steps: &mut Steps<'_>, get: usize) {
+        match steps.s.readers[get].at {
+            GetAt::Passed => {
+                steps.go("memcached reads", |n| {
+                    n.readers[get].half[0] = n.memcached[self.asks[get].key as usize];
+                    n.readers[get].at = GetAt::Read;
+                });
+                if self.may(May::LoseGets) {
+                    steps.go("is lost before memcached", |n| self.lost(n, get));
+                }
+            }
+            GetAt::Read if self.asks[get].id == Id::Own => self.own_reply_steps(steps, get),
+            GetAt::Read => {
+                if self.without(Without::LeaseBeforeAnswer) {
+                    steps.go("sender_answer", |n| {
+                        self.answer(n, get);
+                        n.readers[get].at = GetAt::Answered;
+                    });
+                } else {
+                    steps.go("lease_return", |n| {
+                        self.take_lease(n, get);
+                        n.readers[get].at = GetAt::Taken;
+                    });
+                }
+                if self.may(May::LoseGets) {
+                    steps.go("its reply is lost", |n| self.lost(n, get));
+                }
+            }
+            GetAt::Taken => steps.go("sender_answer", |n| {
+                self.answer(n, get);
+                self.returns_or_fills(n, get);
+            }),
+            GetAt::Answered => steps.go("lease_return", |n| {
+                self.take_lease(n, get);
+                self.returns_or_fills(n, get);
+            }),
+            _ => (),
+        }
+    }
+
+    fn fill_steps(&self, steps: &mut Steps<'_>, get: usize) {
+        let ask = self.asks[get];
+        let key = ask.key as usize;
+        let s = steps.s;
+        let r = s.readers[get];
+        match r.at {
+            GetAt::Fill => steps.go("cache_fill: loads G", |n| {
+                if n.epoch == r.epoch {
+                    n.readers[get].at = GetAt::FillEpoch;
+                } else {
+                    self.returns(n, get, r.half[0]);
+                }
+            }),
+            GetAt::FillEpoch if s.word == r.word => steps.go("cache_fill: CAS W to LOCK", |n| {
+                n.word |= LOCK;
+                n.readers[get].at = GetAt::Locked;
+            }),
+            GetAt::FillEpoch => steps.go("cache_fill: CAS W fails, replies", |n| {
+                self.returns(n, get, r.half[0]);
+            }),
+            GetAt::Locked => {
+                let keys = self.keys();
+                let own = (0..keys)
+                    .find(|&way| s.ways[way] == ask.key + 1 && s.slots[way].key == ask.key);
+                let empty = (0..keys).find(|&way| {
+                    s.ways[way] != s.slots[way].key + 1 || s.slots[way].epoch != r.epoch
+                });
+                match own.or(empty) {
+                    Some(way) if s.slots[way].seq & 1 == 0 => {
+                        steps.go("cache_fill: takes a slot, writes half", |n| {
+                            let end = n.record(key, r.epoch);
+                            let slot = &mut n.slots[way];
+                            slot.seq += 1;
+                            slot.key = ask.key;
+                            slot.epoch =
+                                if self.without(Without::EpochOfLease) { n.epoch } else { r.epoch };
+                            slot.half[0] = r.half[0];
+                            slot.end = end;
+                            n.readers[get].way = way as u8;
+                            n.readers[get].at = GetAt::Filling;
+                        });
+                    }
+                    _ => steps.go("cache_fill: no slot", |n| n.readers[get].at = GetAt::Unlock),
+                }
+            }
+            GetAt::Filling => steps.go("cache_fill: writes the other half", |n| {
+                let slot = &mut n.slots[r.way as usize];
+                slot.half[1] = r.half[0];
+                slot.seq += 1;
+                n.readers[get].at = GetAt::Filled;
+            }),
+            GetAt::Filled => steps.go("cache_fill: stores the way", |n| {
+                n.ways[r.way as usize] = ask.key + 1;
+                n.readers[get].at = GetAt::Linked;
+            }),
+            GetAt::Linked if s.word == r.word | LOCK => {
+                steps.go("cache_fill: CAS W, published, FILL; replies", |n| {
+                    n.word = r.word + GEN;
+                    self.returns(n, get, r.half[0]);
+                    let end = n.slots[r.way as usize].end;
+                    if self.expires() && end > self.end_of(r.half[0]) {
+                        n.wrong = Wrong::Outlives;
+                    }
+                });
+                steps.is(Event::Fill);
+            }
+            GetAt::Linked => steps.go("cache_fill: CAS W fails", |n| {
+                n.readers[get].at = if self.without(Without::ClearBeforeUnlock) {
+                    GetAt::Unlock
+                } else {
+                    GetAt::Raced
+                };
+            }),
+            GetAt::Raced => steps.go("cache_fill: clears the way", |n| {
+                n.ways[r.way as usize] = 0;
+                n.readers[get].at = GetAt::Unlock;
+                n.readers[get].way = 0;
+            }),
+            GetAt::Unlock => steps.go("cache_fill: adds GEN - LOCK to W, replies", |n| {
+                n.word =
+                    if self.without(Without::GenOfUnlock) { n.word } else { n.word + GEN } - LOCK;
+                if self.without(Without::ClearBeforeUnlock) {
+                    n.readers[get].at = GetAt::ClearLate;
+                } else {
+                    self.returns(n, get, r.half[0]);
+                }
+            }),
+            GetAt::ClearLate => steps.go("clears the way, replies", |n| {
+                n.ways[r.way as usize] = 0;
+                self.returns(n, get, r.half[0]);
+            }),
+            _ => (),
+        }
+    }
+
+    fn load_word(&self, n: &mut State, get: usize) {
+        n.readers[get].word = n.word;
+        n.readers[get].at = GetAt::Word;
+        if !is_clean(n.word) {
+            // No entry is looked at; and whether there is a lease is known.
+            n.readers[get].at = GetAt::Missed;
+            n.readers[get].epoch = n.epoch;
+        } else if !self.flushes() {
+            n.readers[get].epoch = n.epoch;
+            n.readers[get].at = GetAt::Epoch;
+        }
+    }
+
+    fn may_lease(&self, word: u8) -> bool {
+        is_clean(word) || self.without(Without::LockedNoLease) && !is_pending(word)
+    }
+
+    fn test_quarantine(&self, steps: &mut Steps<'_>, get: usize) {
+        let quarantine = if self.without(Without::ReaderOrder) {
+            !steps.s.readers[get].leased
+        } else {
+            steps.s.quarantine
+        };
+        if quarantine {
+            steps.go("lease_take: quarantine, goes on", |n| pass(n, get));
+        } else {
+            steps.go("lease_take: no quarantine", |n| {
+                if self.flushes() {
+                    n.readers[get].at = GetAt::NoQuarantine;
+                } else {
+                    self.may_store(n, get);
+                }
+            });
+        }
+    }
+
+    fn may_store(&self, n: &mut State, get: usize) {
+        if self.asks[get].id == Id::Own {
+            let Reader { word, epoch, .. } = n.readers[get];
+            pass(n, get);
+            n.readers[get].word = word;
+            n.readers[get].epoch = epoch;
+            n.readers[get].leased = true;
+            n.flag = self.without(Without::FlagForLease);
+        } else {
+            n.readers[get].at = GetAt::MayLease;
+        }
+    }
+
+    /// The same if the lease is nobody else's.
+    fn own_reply_steps(&self, steps: &mut Steps<'_>, get: usize) {
+        let s = steps.s;
+        // Its lease may be there or have been overwritten.
+        steps.go("replies, no lease", |n| {
+            n.readers[get].leased = false;
+            self.returns_or_fills(n, get);
+        });
+        let any = self.without(Without::Lease) && is_clean(s.word);
+        let flag = self.without(Without::FlagForLease);
+        if any || flag && s.flag && is_clean(s.word) || !flag && s.readers[get].leased {
+            steps.go("lease_return", |n| {
+                if any || flag {
+                    n.readers[get].word = n.word;
+                    n.readers[get].epoch = n.epoch;
+                }
+                n.flag = false;
+                n.readers[get].leased = true;
+                self.returns_or_fills(n, get);
+            });
+        }
+    }
+
+    fn answer(&self, n: &mut State, get: usize) {
+        let Id::Is { id, cell, .. } = self.asks[get].id else { return };
+        let cell = &mut n.cells[cell as usize];
+        if cell.out != 0 && cell.out != MANY && cell.name == id {
+            cell.out -= 1;
+        }
+    }
+
+    fn take_lease(&self, n: &mut State, get: usize) {
+        let Id::Is { id, lease, .. } = self.asks[get].id else { return };
+        let l = n.leases[lease as usize];
+        if l.live && (l.id == id || self.without(Without::LeaseRequest)) {
+            n.leases[lease as usize] = Lease::default();
+            if l.key == self.asks[get].key {
+                n.readers[get].leased = true;
+                n.readers[get].word = l.word;
+                n.readers[get].epoch = l.epoch;
+            }
+        }
+    }
+
+    fn returns_or_fills(&self, n: &mut State, get: usize) {
+        let value = n.readers[get].half[0];
+        if n.readers[get].leased && value != ABSENT {
+            n.readers[get].leased = false;
+            n.readers[get].at = if self.flushes() { GetAt::Fill } else { GetAt::FillEpoch };
+        } else {
+            self.returns(n, get, value);
+        }
+    }
+
+    fn lost(&self, n: &mut State, get: usize) {
+        n.readers[get] = Reader { at: GetAt::Done, ..Reader::default() };
+        if !self.only_stale && !self.asks[get].many {
+            n.orders[self.asks[get].key as usize].get_forgotten(get);
+        }
+    }
+
+    /// A write: `write_begin()` or `flush_all()`, memcached, `write_end()`.
+    pub(super) fn write_steps(&self, s: &State, write: usize, found: &mut Found) {
+        let steps = &mut Steps { s, who: Who::Write(write), found };
+        self.begin_steps(steps, write);
+        self.memcached_steps(steps, write);
+        if s.writers[write].at == WriteAt::Applied {
+            self.ack_steps(steps, write);
+        }
+        self.end_steps(steps, write);
+    }
+
+    /// The writes that came earlier on the same connection.
+    fn before(&self, write: usize) -> impl Iterator<Item = usize> + '_ {
+        let connection = self.writes[write].connection;
+        (0..write).filter(move |&earlier| self.writes[earlier].connection == connection)
+    }
+
+    fn begin_steps(&self, steps: &mut Steps<'_>, write: usize) {
+        let spec = &self.writes[write];
+        let key = spec.key as usize;
+        let s = steps.s;
+        let w = s.writers[write];
+        match w.at {
+            WriteAt::Idle
+                if s.connections[spec.connection as usize].abandons
+                    || self
+                        .before(write)
+                        .any(|earlier| s.writers[earlier].at < WriteAt::GoesOn) => {}
+            WriteAt::Idle if spec.end > 0 => steps.go("write_begin: loads W", |n| {
+                n.writers[write].word = n.word;
+                n.writers[write].at = WriteAt::LoadsQuarantine;
+            }),
+            WriteAt::Idle => {
+                let (what, begun) = self.write_begin(s, write);
+                steps.go(what, |n| *n = begun);
+            }
+            WriteAt::LoadsQuarantine => steps.go("write_begin: loads the quarantine", |n| {
+                n.writers[write].sole = !n.quarantine;
+                n.writers[write].at = WriteAt::Begins;
+            }),
+            WriteAt::Begins => {
+                let (what, begun) = self.write_begin(s, write);
+                steps.go(what, |n| *n = begun);
+            }
+            WriteAt::LooksAgain => steps.go("write_begin: loads the quarantines again", |n| {
+                let followed = n.writers[write].pending;
+                let quarantine = followed && n.quarantine || n.quarantine_all;
+                n.writers[write].sole &= !quarantine;
+                n.writers[write].epoch = n.epoch;
+                n.writers[write].at = if followed { WriteAt::GoesOn } else { WriteAt::Records };
+            }),
+            WriteAt::Records if w.sole => steps.go("write_record: stores the exact end", |n| {
+                n.put(key, w.epoch, spec.end);
+                n.writers[write].at = WriteAt::Rechecks;
+            }),
+            WriteAt::Records => steps.go("write_record: expiry_less", |n| {
+                self.less(n, write, WriteAt::StoresLess, WriteAt::GoesOn);
+            }),
+            WriteAt::StoresLess => steps.go("write_record: stores the lesser end", |n| {
+                n.put(key, w.epoch, spec.end);
+                n.writers[write].forget(WriteAt::GoesOn);
+            }),
+            WriteAt::Rechecks => steps.go("write_record: is W what it was?", |n| {
+                let moved = !is_same(n.word, w.word) || n.epoch != w.epoch;
+                if moved && !self.without(Without::EraseOfRecord) {
+                    n.put(key, n.epoch, 0);
+                }
+                n.writers[write].forget(WriteAt::GoesOn);
+            }),
+            WriteAt::Quarantined => steps.go("write_begin: adds GEN to W", |n| {
+                self.bump(n, write, GEN);
+                n.writers[write].at = self.forget_from(0, write);
+            }),
+            WriteAt::QuarantinedAll => steps.go("flush_all: adds GEN to G, goes on", |n| {
+                n.epoch += 1;
+                n.writers[write].at = WriteAt::GoesOn;
+            }),
+            WriteAt::Bumped(way) => steps.go("write_begin: bucket_forget", |n| {
+                if n.ways[way as usize] == spec.key + 1 {
+                    n.ways[way as usize] = 0;
+                }
+                n.writers[write].at = self.forget_from(way + 1, write);
+                if self.without(Without::WriterOrder)
+                    && n.writers[write].at == WriteAt::GoesOn
+                    && !n.writers[write].pending
+                {
+                    n.writers[write].at = WriteAt::QuarantineLast;
+                }
+            }),
+            WriteAt::QuarantineLast => steps.go("stores the quarantine, goes on", |n| {
+                n.quarantine = true;
+                n.writers[write].at = WriteAt::GoesOn;
+            }),
+            WriteAt::QuarantineAllLast => steps.go("stores G's quarantine, goes on", |n| {
+                n.quarantine_all = true;
+                n.writers[write].at = WriteAt::GoesOn;
+            }),
+            _ => (),
+        }
+    }
+
+    fn memcached_steps(&self, steps: &mut Steps<'_>, write: usize) {
+        let connection = self.writes[write].connection;
+        let s = steps.s;
+        let w = s.writers[write];
+        match w.at {
+            WriteAt::GoesOn if w.dropped => steps.go("its segment comes again", |n| {
+                let w = &mut n.writers[write];
+                w.dropped = false;
+                if w.pending || self.without(Without::QuarantineOfRepeat) {
+                    return;
+                }
+                if w.paused {
+                    w.at = WriteAt::Repeated;
+                }
+                w.paused = false;
+                w.in_bucket = false;
+                w.in_all = true;
+                n.quarantine_all = true;
+            }),
+            WriteAt::GoesOn => {
+                if self.before(write).all(|earlier| s.writers[earlier].at >= WriteAt::Applied) {
+                    steps.go("memcached applies it", |n| {
+                        n.writers[write].at = WriteAt::Applied;
+                        n.writers[write].in_bucket = false;
+                        n.writers[write].in_all = false;
+                        if self.only_stale {
+                            n.had |= 1 << n.memcached[0];
+                            n.writers[write].outdates = n.had;
+                        }
+                        for key in (0..self.keys()).filter(|&key| self.changes(write, key)) {
+                            n.memcached[key] = self.value_of(write);
+                        }
+                    });
+                }
+                let last = (write + 1..self.writes.len()).all(|i| {
+                    self.writes[i].connection != connection || s.writers[i].at == WriteAt::Idle
+                });
+                if self.may(May::DropSegments) && last && !w.was_dropped {
+                    steps.go("its segment is dropped", |n| {
+                        n.writers[write].dropped = true;
+                        n.writers[write].was_dropped = true;
+                    });
+                }
+            }
+            WriteAt::Repeated => steps.go("flush_all: adds GEN to G", |n| {
+                n.epoch += 1;
+                n.writers[write].at = WriteAt::GoesOn;
+            }),
+            _ => (),
+        }
+    }
+
+    /// The reply leaves; those on its connection leave in order.
+    fn ack_steps(&self, steps: &mut Steps<'_>, write: usize) {
+        let spec = &self.writes[write];
+        let mute = steps.s.connections[spec.connection as usize].mute;
+        let writers = &steps.s.writers;
+        let answered = |&earlier: &usize| {
+            self.writes[earlier].noreply
+                || matches!(writers[earlier].at, WriteAt::Acked | WriteAt::ReplyLost)
+        };
+        if spec.noreply || !self.before(write).all(|earlier| answered(&earlier)) {
+            return;
+        }
+        if self.may(May::LoseReplies) {
+            steps.go("its reply is lost", |n| n.writers[write].at = WriteAt::ReplyLost);
+        }
+        let waits = |earlier: usize| {
+            let at = writers[earlier].at;
+            at == WriteAt::ReplyLost || (WriteAt::EndRecords..=WriteAt::Ending).contains(&at)
+        };
+        if self.before(write).any(waits) {
+            return;
+        }
+        let unanswered = |&earlier: &usize| {
+            let w = &writers[earlier];
+            self.writes[earlier].noreply && w.pending && !w.abandoning
+        };
+        let w = writers[write];
+        if let Some(silent) = self.before(write).find(unanswered).filter(|_| !mute) {
+            steps.go("its reply leaves: write_end of an earlier noreply", |n| {
+                self.write_end_first(n, silent);
+                if n.writers[silent].at == WriteAt::Applied {
+                    n.writers[silent].at = WriteAt::Retired;
+                }
+            });
+        } else if !w.pending || w.abandoning {
+            steps.go("its reply leaves, which nobody waits for", |n| {
+                if spec.command == Command::FlushAll && !mute {
+                    n.epoch += 1;
+                }
+                self.acked(n, write);
+            });
+        } else {
+            steps.go("its reply leaves: write_end", |n| {
+                self.write_end_first(n, write);
+                if n.writers[write].at == WriteAt::Applied {
+                    self.acked(n, write);
+                }
+            });
+        }
+    }
+
+    fn end_steps(&self, steps: &mut Steps<'_>, write: usize) {
+        let spec = &self.writes[write];
+        let key = spec.key as usize;
+        let s = steps.s;
+        let w = s.writers[write];
+        match w.at {
+            WriteAt::EndRecords if w.exact => steps.go("write_end: stores the exact end", |n| {
+                n.put(key, w.epoch, spec.end);
+                n.writers[write].at = WriteAt::EndCas;
+            }),
+            WriteAt::EndRecords => steps.go("write_end: expiry_less", |n| {
+                self.less(n, write, WriteAt::EndStoresLess, WriteAt::EndCas);
+            }),
+            WriteAt::EndStoresLess => steps.go("write_end: stores the lesser end", |n| {
+                n.put(key, w.epoch, spec.end);
+                n.writers[write].at = WriteAt::EndCas;
+            }),
+            WriteAt::EndCas if s.word == w.word => steps.go("write_end: CAS W", |n| {
+                n.writers[write].forget(WriteAt::Applied);
+                self.write_end(n, write);
+                self.ended(n, write);
+            }),
+            WriteAt::EndCas => steps.go("write_end: CAS W fails", |n| {
+                let erases = w.exact && !self.without(Without::EraseOfEnd);
+                n.writers[write].forget(if erases {
+                    WriteAt::EndErases
+                } else {
+                    WriteAt::EndAgain
+                });
+            }),
+            WriteAt::EndErases => steps.go("write_end: erases the record", |n| {
+                n.put(key, n.epoch, 0);
+                n.writers[write].at = WriteAt::EndAgain;
+            }),
+            WriteAt::EndAgain => steps.go("write_end: CAS W again", |n| {
+                n.writers[write].at = WriteAt::Applied;
+                self.write_end(n, write);
+                self.ended(n, write);
+            }),
+            WriteAt::Ending => steps.go("write_end: clears all ways", |n| {
+                n.ways = [0; KEYS];
+                n.writers[write].at = WriteAt::Applied;
+                self.ended(n, write);
+            }),
+            _ => (),
+        }
+    }
+
+    /// Moves W; the write is sole if nobody else has meanwhile.
+    fn bump(&self, n: &mut State, write: usize, by: u8) {
+        let w = &mut n.writers[write];
+        let moved = !is_same(n.word, w.word) && !self.without(Without::WordOfSole);
+        w.sole &= is_clean(n.word) && !moved;
+        n.word += by;
+        if self.expires() {
+            w.word = n.word & !(GEN - 1);
+        }
+    }
+
+    /// `expiry_less()` of a record that may only become less.
+    fn less(&self, n: &mut State, write: usize, stores: WriteAt, then: WriteAt) {
+        let Write { key, end, .. } = self.writes[write];
+        let epoch = n.writers[write].epoch;
+        let was = n.record(key as usize, epoch);
+        if was <= end {
+            n.writers[write].at = then;
+        } else if self.without(Without::AtomicLess) {
+            n.writers[write].at = stores;
+        } else {
+            n.put(key as usize, epoch, end);
+            n.writers[write].at = then;
+        }
+        if then == WriteAt::GoesOn && n.writers[write].at == then {
+            n.writers[write].forget(then);
+        }
+    }
+
+    fn forget_from(&self, way: u8, write: usize) -> WriteAt {
+        if (way as usize) < self.keys() && !self.without(Without::Forget) {
+            WriteAt::Bumped(way)
+        } else if self.writes[write].end > 0 {
+            WriteAt::LooksAgain
+        } else {
+            WriteAt::GoesOn
+        }
+    }
+
+    fn write_begin(&self, s: &State, write: usize) -> (&'static str, State) {
+        let spec = &self.writes[write];
+        let connection = spec.connection as usize;
+        let mut n = *s;
+        let w = &mut n.writers[write];
+        n.flag = false;
+        if matches!(spec.command, Command::FlushAll | Command::Unparsed) {
+            if spec.command == Command::Unparsed && !n.connections[connection].mute {
+                n.connections[connection].mute = true;
+                n.connections[connection].abandons = true;
+            }
+            w.in_all = !self.without(Without::QuarantineOfFlush);
+            if self.without(Without::WriterOrder) {
+                w.at = WriteAt::QuarantineAllLast;
+                n.epoch += 1;
+                return ("flush_all: adds GEN to G", n);
+            }
+            w.at = WriteAt::QuarantinedAll;
+            n.quarantine_all |= w.in_all;
+            return ("flush_all: stores G's quarantine", n);
+        }
+        if n.connections[connection].mute {
+            w.in_bucket = true;
+            if self.without(Without::WriterOrder) {
+                w.at = self.forget_from(0, write);
+                n.word += GEN;
+                return ("write_begin: adds GEN to W", n);
+            }
+            w.at = WriteAt::Quarantined;
+            n.quarantine = true;
+            return ("write_begin: stores the quarantine", n);
+        }
+        let busy = s
+            .writers
+            .iter()
+            .zip(&self.writes)
+            .any(|(w, other)| w.pending && other.connection == spec.connection);
+        w.pending = !(self.without(Without::Ring) && busy);
+        if self.without(Without::WriteBegin) {
+            w.at = WriteAt::GoesOn;
+            return ("goes on", n);
+        }
+        w.at = self.forget_from(0, write);
+        if self.without(Without::Count) {
+            n.word += GEN;
+            return ("write_begin: adds GEN to W", n);
+        }
+        self.bump(&mut n, write, GEN + PEND);
+        ("write_begin: adds GEN + PEND to W", n)
+    }
+
+    /// The first round of `write_end()`, up to what it decides on.
+    fn write_end_first(&self, n: &mut State, write: usize) {
+        if !is_pending(n.word) {
+            n.put(self.writes[write].key as usize, n.epoch, 0);
+        }
+        if self.writes[write].end == 0 || !is_pending(n.word) {
+            self.write_end(n, write);
+            return;
+        }
+        let (word, epoch) = (n.word, n.epoch);
+        let w = &mut n.writers[write];
+        let words = is_same(word, w.word) && epoch == w.epoch;
+        w.exact = w.sole && !n.quarantine_all && (words || self.without(Without::WordsOfEnd));
+        w.word = word;
+        w.epoch = epoch;
+        w.at = WriteAt::EndRecords;
+    }
+
+    /// If nothing is left to do, its reply leaves.
+    fn ended(&self, n: &mut State, write: usize) {
+        if n.writers[write].at == WriteAt::Ending {
+            return;
+        }
+        if self.writes[write].noreply {
+            n.writers[write].at = WriteAt::Retired;
+        } else {
+            self.acked(n, write);
+        }
+    }
+
+    /// The last round of `write_end()`.
+    fn write_end(&self, n: &mut State, write: usize) {
+        n.writers[write].pending = false;
+        n.flag = false;
+        if self.without(Without::WriteEnd) {
+            return;
+        }
+        if is_pending(n.word) {
+            n.word += if self.without(Without::GenOfEnd) { 0 } else { GEN };
+            n.word -= PEND;
+        } else if !self.without(Without::EndOfReaped) {
+            n.word += GEN;
+            n.writers[write].at = WriteAt::Ending;
+        }
+    }
+
+    /// What is not a step of one GET or write.
+    pub(super) fn other_steps(&self, s: &State, found: &mut Found) {
+        let steps = &mut Steps { s, who: Who::Other, found };
+        self.time_steps(steps);
+        self.reap_steps(steps);
+        self.loss_steps(steps);
+        if self.may(May::StealSlot) {
+            thief_steps(steps);
+        }
+    }
+
+    fn time_steps(&self, steps: &mut Steps<'_>) {
+        let s = steps.s;
+        let unapplied = |w: &Writer| w.at != WriteAt::Idle && w.at < WriteAt::Applied && !w.dropped;
+        // A program does not run for that long.
+        let abandoning = s.writers.iter().any(|w| w.abandoning);
+        if s.quarantine && !abandoning && !s.writers.iter().any(|w| w.in_bucket && unapplied(w)) {
+            steps.go("BMC_APPLY_NS is over", |n| {
+                n.quarantine = false;
+                for w in n.writers.iter_mut().filter(|w| w.dropped && w.in_bucket) {
+                    w.paused = true;
+                }
+            });
+        }
+        if s.quarantine_all && !s.writers.iter().any(|w| w.in_all && unapplied(w)) {
+            steps.go("BMC_APPLY_NS is over for G", |n| {
+                n.quarantine_all = false;
+                for w in n.writers.iter_mut().filter(|w| w.dropped && w.in_all) {
+                    w.paused = true;
+                }
+            });
+        }
+        for cell in 0..CELLS {
+            let waits = |(ask, r): (&Ask, &Reader)| {
+                matches!(ask.id, Id::Is { cell: c, .. } if c as usize == cell)
+                    && ((GetAt::Alone..=GetAt::Taken).contains(&r.at) || r.replies > 0)
+            };
+            if s.cells[cell].out != 0 && !self.asks.iter().zip(&s.readers).any(waits) {
+                steps.go("BMC_REPLY_NS is over", |n| n.cells[cell] = Cell::default());
+            }
+        }
+    }
+
+    fn reap_steps(&self, steps: &mut Steps<'_>) {
+        let s = steps.s;
+        let reply_lost = |(w, spec): (&Writer, &Write)| {
+            !w.pending || w.at == WriteAt::ReplyLost || spec.noreply && w.at == WriteAt::Applied
+        };
+        if is_pending(s.word)
+            && (self.may(May::StallMemcached)
+                || self.may(May::DelayReplies)
+                    && s.writers.iter().all(|w| !w.pending || w.at >= WriteAt::Applied)
+                || self.may(May::LoseReplies) && s.writers.iter().zip(&self.writes).all(reply_lost))
+        {
+            if self.expires() && !s.reaps && !self.without(Without::FlushOfReap) {
+                steps.go("BMC_LOST_S is over: bucket_reap adds GEN to G", |n| {
+                    n.epoch += 1;
+                    n.reaps = true;
+                });
+            } else {
+                steps.go("BMC_LOST_S is over: bucket_reap", |n| {
+                    n.word = (n.word & !(GEN - PEND)) + GEN;
+                    n.reaps = false;
+                });
+            }
+        }
+    }
+
+    fn loss_steps(&self, steps: &mut Steps<'_>) {
+        let s = steps.s;
+        if self.may(May::LoseGets) {
+            for lease in (0..CELLS).filter(|&lease| s.leases[lease].live) {
+                steps.go("another request overwrites a lease", |n| {
+                    n.leases[lease] = Lease::default();
+                });
+            }
+        }
+        for c in 0..CONNECTIONS {
+            let arriving = |(w, spec): (&Writer, &Write)| {
+                spec.connection as usize == c && w.at != WriteAt::Idle && w.at < WriteAt::GoesOn
+            };
+            let connection = s.connections[c];
+            if self.may(May::LoseConnection)
+                && !connection.mute
+                && !s.writers.iter().zip(&self.writes).any(arriving)
+            {
+                steps.go("a connection is lost", |n| {
+                    n.connections[c] = Connection { mute: true, abandons: true };
+                });
+            }
+            if connection.abandons {
+                self.abandon(steps, c);
+            }
+        }
+    }
+
+    /// `write_abandon()` of everything that a connection waits for.
+    fn abandon(&self, steps: &mut Steps<'_>, connection: usize) {
+        let s = steps.s;
+        let pending = s.writers.iter().zip(&self.writes).position(|(w, spec)| {
+            spec.connection as usize == connection
+                && w.pending
+                && !(WriteAt::EndRecords..=WriteAt::Ending).contains(&w.at)
+        });
+        let Some(write) = pending else {
+            steps
+                .go("all its writes are abandoned", |n| n.connections[connection].abandons = false);
+            return;
+        };
+        if s.writers[write].abandoning || self.without(Without::QuarantineOfLost) {
+            steps.go("write_abandon: write_end", |n| {
+                let at = n.writers[write].at;
+                // Given up for lost before, it takes another one's count now;
+                // which is applied in time, as any write.
+                for w in n.writers.iter_mut().filter(|w| w.pending && w.at < WriteAt::Applied) {
+                    w.in_bucket |= n.quarantine;
+                }
+                let Write { key, end, .. } = self.writes[write];
+                if !is_pending(n.word) {
+                    n.put(key as usize, n.epoch, 0);
+                } else if end > 0 && end < n.record(key as usize, n.epoch) {
+                    n.put(key as usize, n.epoch, end);
+                }
+                self.write_end(n, write);
+                n.writers[write].abandoning = false;
+                if n.writers[write].at == WriteAt::Ending {
+                    // Only after a reap: the ways are cleared at once.
+                    n.writers[write].at = at;
+                    n.ways = [0; KEYS];
+                }
+            });
+        } else {
+            steps.go("write_abandon: stores the quarantine", |n| {
+                n.quarantine = true;
+                n.writers[write].abandoning = true;
+            });
+        }
+    }
+}
+
+/// Another bucket takes slot 0: `slot_victim()` and `cache_fill()`.
+fn thief_steps(steps: &mut Steps<'_>) {
+    let s = steps.s;
+    match s.thief {
+        0 if s.slots[0].seq & 1 == 0 => steps.go("another bucket takes the slot", |n| {
+            n.slots[0].seq += 1;
+            n.thief = 1;
+        }),
+        1 => steps.go("another bucket unlinks the slot", |n| {
+            if n.ways[0] == n.slots[0].key + 1 {
+                n.ways[0] = 0;
+            }
+            n.thief = 2;
+        }),
+        2 => steps.go("another bucket writes half of the slot", |n| {
+            n.slots[0].key = FOREIGN;
+            n.slots[0].half[0] = FOREIGN_VALUE;
+            n.thief = 3;
+        }),
+        3 => steps.go("another bucket writes the rest of the slot", |n| {
+            n.slots[0].half[1] = FOREIGN_VALUE;
+            n.slots[0].seq += 1;
+            n.thief = 4;
+        }),
+        _ => (),
+    }
+}
