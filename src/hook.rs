@@ -258,10 +258,19 @@ impl Hook {
         }
     }
 
-    /// Removes the pin, and with it the hook, but for a filter that stays.
+    /// Removes the pin, and the hook with it unless that one stays. At once: the
+    /// kernel takes its time with a link that only lost its pin, and the next
+    /// attach would find the place taken.
     pub fn remove(&self, dir: &Path, owner: Owner, stays: bool) -> io::Result<()> {
-        if self.carrier == Carrier::Filter && !stays {
-            self.remove_filter(owner)?;
+        match self.carrier {
+            Carrier::Filter if !stays => self.remove_filter(owner)?,
+            Carrier::Link if !stays => {
+                if let Ok((link, _)) = self.link(dir) {
+                    // Fails if the interface is gone, and then nothing is left.
+                    let _ = kernel::link_detach(link.as_fd());
+                }
+            }
+            _ => {}
         }
         fs::remove_file(dir.join(self.name()))
     }

@@ -136,13 +136,7 @@ impl Bed {
     fn assert_clean(&self) {
         assert!(!self.pins().exists(), "pins are left");
         assert!(!self.leftover().exists(), "a leftover is left");
-        let is_clean = || hooks(&self.net) == self.before;
-        assert!(
-            eventually(PATIENCE, is_clean),
-            "{:?} were there before, now {:?}",
-            self.before,
-            hooks(&self.net)
-        );
+        assert_eq!(hooks(&self.net), self.before, "at once, not when the kernel comes to it");
     }
 
     /// Whether everything is in its place and the cache works.
