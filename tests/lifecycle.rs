@@ -198,8 +198,14 @@ fn detach_leaves_nothing() {
         bed.attach(&["--mode", mode]);
         bed.assert_works(mode);
         assert_ne!(hooks(&bed.net), bed.before);
+        // Nor because somebody looks at the links just then.
+        let dir = Dir::of(bed.net.instance());
+        let names = dir.hooks().expect("pins").into_iter().map(|hook| hook.name());
+        let held: Vec<_> =
+            names.map(|name| kernel::pinned(&dir.links().join(name)).expect("a link")).collect();
         bed.expect(DONE, &["detach"]);
         bed.assert_clean();
+        drop(held);
         bed.expect(NOT_ATTACHED, &["detach"]);
     }
 }
