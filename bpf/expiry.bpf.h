@@ -27,7 +27,6 @@ enum {
 	EXPIRY_NEVER = (1 << EXPIRY_BITS) - 1,
 	EXPIRY_FIRM = 1 << EXPIRY_BITS,
 	EXPIRY_TAG = EXPIRY_BITS + 1,
-	RELATIVE_MAX = 30 * 24 * 3600, /* exptime is a time of day above it */
 	/*
 	 * memcached's clock counts seconds, and a timer that may be late reads
 	 * it once a second: it is up to two behind when it stores an item.

@@ -121,6 +121,7 @@ struct grammar {
 	__u32 expiry; /* of enum expiry_kind */
 	__u32 exptime; /* which token it is; 0: none */
 	__u32 cas; /* likewise */
+	__u32 silent; /* it has no key, but may say noreply */
 };
 
 struct command {
@@ -158,6 +159,7 @@ enum {
 	TOKENS_MAX = 24, /* of a command line, its end included */
 	STORE_TOKENS = 5, /* set <key> <flags> <exptime> <bytes> */
 	EXPTIME_MAX = 0x7fffffff,
+	RELATIVE_MAX = 30 * 24 * 3600, /* exptime is a time of day above it */
 	META_TOKENS_MAX = 18,
 	BLOCK_MAX = 1 << 30,
 	MAGIC_REQUEST = 0x80, /* the binary protocol's first byte */
@@ -443,8 +445,13 @@ static __always_inline struct grammar grammar_of(__u64 name)
 		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_STATS };
 		break;
 	case NAME('v', 'e', 'r', 's', 'i', 'o', 'n', 0):
-	case NAME('v', 'e', 'r', 'b', 'o', 's', 'i', 't'):
 		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_LINE };
+		break;
+	case NAME('v', 'e', 'r', 'b', 'o', 's', 'i', 't'):
+		/* verbosity <level> [noreply] */
+		g = (struct grammar){ .kind = COMMAND_READ,
+				      .reply = REPLY_LINE,
+				      .silent = true };
 		break;
 	case NAME('w', 'a', 't', 'c', 'h', 0, 0, 0):
 	case NAME('q', 'u', 'i', 't', 0, 0, 0, 0):
@@ -476,6 +483,7 @@ static __always_inline bool is_noreply(const struct window *w, __u32 at, __u32 e
 __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 			    __u32 end)
 {
+	__u8 mode;
 	__s64 n;
 
 	if (!w || !c)
@@ -486,7 +494,10 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 		n = window_number(w, start + 1, end, true);
 		if (n > EXPTIME_MAX || n < -EXPTIME_MAX)
 			return false;
-		/* The lesser one, if there are both. */
+		/* The lesser one, if there are both and they compare. */
+		if (c->exptime && n &&
+		    (c->exptime > RELATIVE_MAX) != (n > RELATIVE_MAX))
+			return false;
 		if (!c->exptime || (n && n < c->exptime))
 			c->exptime = n;
 		if (window_at(w, start) == 'N')
@@ -505,9 +516,14 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 	case 'b':
 		c->encoded = true;
 		break;
+	case 'M': /* the mode: append and prepend leave the item's time alone */
+		mode = window_at(w, start + 1) & ~0x20;
+		if (mode == 'A' || mode == 'P')
+			c->expiry = EXPIRY_LESS;
+		c->conditional |= mode != 'S';
+		break;
 	case 'C':
 	case 'I':
-	case 'M':
 		c->conditional = true;
 		break;
 	}
@@ -531,7 +547,7 @@ __noinline int command_token(struct window *w, struct command *c, __u32 token,
 	}
 	if (g->reply == REPLY_META)
 		return command_flag(w, c, start, end);
-	if (end - start == 7 &&
+	if ((!g->block || token > g->block + !!g->cas) && end - start == 7 &&
 	    window_word(w, start) << 8 ==
 		    NAME('n', 'o', 'r', 'e', 'p', 'l', 'y', 0) << 8) {
 		c->optional = true;
@@ -548,6 +564,28 @@ __noinline int command_token(struct window *w, struct command *c, __u32 token,
 	if (g->block && token == 2)
 		return window_number(w, start, end, false) <= 0xffffffffLL;
 	return true;
+}
+
+/*
+ * Whether the line from `at` to `stop` has no control characters but those that
+ * end it: memcached has its own mind about them.
+ */
+static __always_inline bool line_is_plain(const struct window *w, __u32 at,
+					  __u32 stop)
+{
+	for (__u32 i = 0; i < LINE_MAX / 8; i++) {
+		__u64 v = window_word(w, at);
+		__u64 less = (v - 0x2020202020202020ULL) & ~v &
+			     0x8080808080808080ULL;
+
+		if (less) {
+			at += word_count(word_first(less));
+			return at + 1 == stop ||
+			       (at + 2 == stop && window_at(w, at) == '\r');
+		}
+		at += 8;
+	}
+	return false;
 }
 
 /*
@@ -576,6 +614,9 @@ __noinline int command_text(struct window *w, struct command *c, __u32 line)
 	c->reply = g->reply;
 	c->expiry = g->expiry;
 	c->head = line;
+	if ((g->kind != COMMAND_READ || g->key || g->silent) &&
+	    !line_is_plain(w, start, stop))
+		return false;
 	for (token = 1; token < TOKENS_MAX; token++) {
 		pos = window_token(w, end, stop);
 		start = pos & 0xffff;
@@ -588,7 +629,7 @@ __noinline int command_text(struct window *w, struct command *c, __u32 line)
 			/* gat: the others are for command_next_key(). */
 			if (g->reply == REPLY_LIST)
 				break;
-		} else if ((g->key || g->exptime) &&
+		} else if ((g->key || g->exptime || g->silent) &&
 			   !command_token(w, c, token, start, end)) {
 			return false;
 		}
@@ -614,7 +655,7 @@ __noinline int command_text(struct window *w, struct command *c, __u32 line)
 	}
 	if (c->encoded) {
 		c->klen = window_decode(w, c->key, c->klen);
-		return c->klen;
+		return c->klen > 0;
 	}
 	return true;
 }
@@ -654,7 +695,6 @@ static __always_inline struct opcode opcode_of(__u32 opcode)
 	case 0x0c: /* getk */
 	case 0x10: /* stat */
 	case 0x07: /* quit */
-	case 0x1b: /* verbosity */
 	case 0x20: /* sasl: mechanisms, auth, step */
 	case 0x21:
 	case 0x22:
@@ -715,6 +755,27 @@ static __always_inline struct opcode opcode_of(__u32 opcode)
 	return o;
 }
 
+/* Something follows the key. */
+static __always_inline bool has_value(__u32 opcode)
+{
+	switch (opcode) {
+	case 0x01: /* set, add, replace */
+	case 0x02:
+	case 0x03:
+	case 0x11:
+	case 0x12:
+	case 0x13:
+	case 0x0e: /* append, prepend */
+	case 0x0f:
+	case 0x19:
+	case 0x1a:
+	case 0x21: /* sasl: auth, step */
+	case 0x22:
+		return true;
+	}
+	return false;
+}
+
 /* Quiet reads: what they get is recognised by its opcode, and changes nothing. */
 static __always_inline bool is_quiet_read(__u32 opcode)
 {
@@ -746,14 +807,17 @@ __noinline int command_binary(struct window *w, struct command *c)
 	c->optional = o.quiet;
 	if (!o.kind || body > BLOCK_MAX || klen + extras > body)
 		return 0;
+	/* What memcached does not expect, it takes for the next request. */
+	if (body != klen + extras && !has_value(c->opcode))
+		return 0;
 	c->head = BINARY_HEAD;
 	c->block = body;
 	if (o.kind == COMMAND_READ)
-		return 1;
+		return !extras;
 	/* memcached closes the connection over a wrong length. */
 	if (extras != o.extras && extras != o.other)
 		return 0;
-	if (o.kind == COMMAND_WRITE && (!klen || klen > BMC_KEY_MAX))
+	if (o.kind == COMMAND_WRITE ? !klen || klen > BMC_KEY_MAX : klen)
 		return 0;
 	if (len < BINARY_HEAD + extras + klen)
 		return -1;
@@ -780,6 +844,8 @@ static __always_inline int command_parse(struct window *w, struct command *c,
 	int line;
 
 	__builtin_memset(c, 0, sizeof(*c));
+	if (w->at >= w->len)
+		return -1;
 	if (binary)
 		return window_at(w, w->at) == MAGIC_REQUEST
 			       ? command_binary(w, c)
@@ -915,7 +981,7 @@ static __always_inline bool reply_quick(const struct window *w, struct reply *r)
 	if ((__u32)word != TEXT_VALU || (word >> 32 & 0xffff) != TEXT_E_SPACE)
 		return false;
 	at = token_end(w, at + VALUE_LEN, KEY_WORDS);
-	if (window_at(w, at) != ' ')
+	if (window_at(w, at) != ' ' || at == w->at + VALUE_LEN)
 		return false;
 	at = token_end(w, at + 1, 2);
 	if (window_at(w, at) != ' ')
@@ -954,6 +1020,8 @@ static __always_inline int reply_parse(struct window *w, struct reply *r,
 	int line;
 
 	__builtin_memset(r, 0, sizeof(*r));
+	if (at >= w->len)
+		return -1;
 	if (binary) {
 		if (window_at(w, at) != MAGIC_REPLY)
 			return 0;

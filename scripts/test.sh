@@ -38,7 +38,8 @@ skip() {
 # What a test run changes in the work tree would be committed by accident.
 before=$(git status --porcelain)
 
-need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19
+need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19 \
+	libclang-rt-19-dev
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done
@@ -46,7 +47,8 @@ done
 stage "shell syntax" bash -n scripts/*.sh .ci/run
 stage "cargo fmt" cargo fmt --check
 if clang_format=$(command -v clang-format-19); then
-	stage "clang-format" "$clang_format" --dry-run --Werror bpf/*.[ch]
+	stage "clang-format" "$clang_format" --style=file:bpf/.clang-format \
+		--dry-run --Werror bpf/*.[ch] tests/fuzz/*.[ch]
 else
 	skip "clang-format" "clang-format-19 is missing"
 fi
@@ -56,6 +58,7 @@ if [[ -x scripts/verifier.sh && $EUID -eq 0 ]]; then
 elif [[ -x scripts/verifier.sh ]]; then
 	skip "verifier" "it needs root"
 fi
+stage "fuzz the parsers" scripts/fuzz.sh 200000
 stage "cargo test" cargo test --locked --no-fail-fast
 [[ $EUID -eq 0 ]] || skip "the tests that need root" "see above"
 

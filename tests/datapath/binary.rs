@@ -73,6 +73,15 @@ fn ask(opcode: u8, extras: usize, key: &str, data: &str) -> Vec<u8> {
     message(0x80, opcode, 0, &vec![0; extras], key.as_bytes(), data.as_bytes())
 }
 
+/// What a write has behind the key: anything, if it may have something.
+fn data(opcode: u8) -> &'static str {
+    match opcode & 0xf {
+        _ if opcode >= 0x1c => "",
+        1..=3 | 9 | 0xa | 0xe | 0xf => "12",
+        _ => "",
+    }
+}
+
 fn said(opcode: u8, status: u16, data: &str) -> Vec<u8> {
     message(0x81, opcode, status, &[], &[], data.as_bytes())
 }
@@ -89,7 +98,7 @@ fn binary_writes_invalidate() {
             let what = format!("opcode {opcode:#x}, status {status}");
             println!("{what}");
             scene.fill(&v4(), "key", 0, KEY_DATA);
-            scene.asks(&mut tcp, ask(*opcode, *extras, "key", "12"), WRITE);
+            scene.asks(&mut tcp, ask(*opcode, *extras, "key", data(*opcode)), WRITE);
             scene.is_closed(&what, "key", DIRTY);
             scene.says(&mut tcp, said(*opcode, status, "some text"), &[]);
             scene.is_open(&what, "key");
@@ -108,7 +117,7 @@ fn quiet_binary_writes_wait_for_the_next_reply() {
         let what = format!("opcode {opcode:#x}");
         println!("{what}");
         scene.fill(&v4(), "key", 0, KEY_DATA);
-        scene.asks(&mut tcp, ask(*opcode, *extras, "key", "12"), WRITE);
+        scene.asks(&mut tcp, ask(*opcode, *extras, "key", data(*opcode)), WRITE);
         scene.is_closed(&what, "key", DIRTY);
         // One that may or may not have a reply tells nothing.
         scene.asks(&mut tcp, ask(GETQ, 0, "other", ""), &[]);
@@ -119,7 +128,7 @@ fn quiet_binary_writes_wait_for_the_next_reply() {
         scene.says(&mut tcp, said(NOOP, 0, ""), &[]);
         scene.is_open(&what, "key");
         // Its own is an error.
-        scene.asks(&mut tcp, ask(*opcode, *extras, "key", "12"), WRITE);
+        scene.asks(&mut tcp, ask(*opcode, *extras, "key", data(*opcode)), WRITE);
         scene.says(&mut tcp, said(*opcode, 5, "Not stored."), &[]);
         scene.is_open(&what, "key");
     }
