@@ -90,7 +90,8 @@ __noinline __u32 expiry_get(__u64 hash, __u64 epoch)
 
 /*
  * Records when the key's item ends, instead of whatever was recorded, in place
- * of an item that has ended or of any: a word at a time, each by itself right.
+ * of an item that has ended long ago or of any: a word at a time, each by itself
+ * right.
  */
 __noinline int expiry_put(__u64 hash, __u64 epoch, __u64 end)
 {
@@ -110,8 +111,8 @@ __noinline int expiry_put(__u64 hash, __u64 epoch, __u64 end)
 			WRITE_ONCE(line->cells[i], cell & ~(__u64)EXPIRY_FIRM);
 		if (cell >> EXPIRY_TAG == tag)
 			WRITE_ONCE(line->cells[i], 0);
-		else if ((cell & EXPIRY_NEVER) > now)
-			continue;
+		else if ((cell & EXPIRY_NEVER) + 2 * CLOCK_LAG > now)
+			continue; /* of use still: see expiry_life() */
 		place = i;
 	}
 	if (old)
@@ -167,11 +168,12 @@ __noinline __u64 expiry_life(__u64 hash, __u64 epoch)
 
 	if (!g)
 		return 0;
+	/* An item that is there long after its end has got another one. */
+	if (found && now >= end + 2 * CLOCK_LAG * SECOND)
+		found = 0;
 	if (!(found & EXPIRY_FIRM) && life > cfg.unknown_ttl)
 		life = cfg.unknown_ttl;
-	/* If the item is there long after what is not firm, that was wrong. */
-	if (found && (found & EXPIRY_NEVER) != EXPIRY_NEVER &&
-	    (found & EXPIRY_FIRM || now < end + 2 * CLOCK_LAG * SECOND)) {
+	if (found && (found & EXPIRY_NEVER) != EXPIRY_NEVER) {
 		if (end <= now)
 			return 0;
 		if (life > end - now)

@@ -25,7 +25,8 @@
  *
  * Where a stream cannot be walked at all (STREAM_LOST), each segment flushes. A
  * command stream is found again when memcached has answered, the client goes
- * on, and all of its segment turns out to be commands.
+ * on, and all of its segment turns out to be commands; or when FOUND_TIMES
+ * segments in a row do.
  */
 #ifndef FLOW_BPF_H
 #define FLOW_BPF_H
@@ -38,6 +39,7 @@ enum {
 	STEPS_MAX = 8192, /* commands of one packet: GRO makes them 64 KiB long */
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
+	FOUND_TIMES = 8,
 	/* Instead of what is left of a data block: */
 	STREAM_LOST = -1, /* something is missing before what comes next */
 	LINE_GOES_ON = -2, /* a read's long line, up to its end */
@@ -230,12 +232,10 @@ __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 wh
 	what |= OWED_WRITE | write_begin(hash, pending, s->walk.lag);
 	if (c->expiry != EXPIRY_KEEP)
 		expiry_less(hash, READ_ONCE(g->word), what >> OWED_END);
-	if (pending && flow) {
+	if (pending && flow)
 		walk_owe(flow, &s->walk, hash, what);
-	} else {
+	else
 		st->write_untracked++;
-		write_record(hash, what);
-	}
 	return 0;
 }
 
@@ -434,6 +434,12 @@ flow_of(struct bpf_sock *sk, const struct bmc_peers *peers, bool create)
 	if (flow)
 		return flow;
 	early = bpf_map_lookup_elem(&bmc_early, peers);
+	/* Not what an earlier connection has left, nor what is being worked on. */
+	if (early && (early->mode != FLOW_FOLLOWED || early->in_turn ||
+		      bpf_ktime_get_coarse_ns() - early->in_last > BMC_APPLY_NS)) {
+		bpf_map_delete_elem(&bmc_early, peers);
+		early = NULL;
+	}
 	if (early) {
 		flow = bpf_sk_storage_get(&bmc_flows, sk, early,
 					  BPF_SK_STORAGE_GET_F_CREATE);
@@ -454,7 +460,7 @@ flow_of(struct bpf_sock *sk, const struct bmc_peers *peers, bool create)
  * gets there. What it says is kept elsewhere for that long.
  */
 static __always_inline struct bmc_flow *flow_get(struct __sk_buff *skb,
-						 struct bmc_scratch *s)
+						 struct bmc_scratch *s, __u32 len)
 {
 	const struct bmc_peers *peers = &s->request.peers;
 	struct bpf_sock_tuple tuple = {};
@@ -495,7 +501,7 @@ static __always_inline struct bmc_flow *flow_get(struct __sk_buff *skb,
 		s->received = false;
 		flow = bpf_map_lookup_elem(&bmc_early, peers);
 		blank = bpf_map_lookup_elem(&bmc_blank, &zero);
-		if (!flow && blank) {
+		if (!flow && blank && len) {
 			bpf_map_update_elem(&bmc_early, peers, blank,
 					    BPF_NOEXIST);
 			flow = bpf_map_lookup_elem(&bmc_early, peers);
@@ -593,6 +599,7 @@ static __always_inline bool flow_continue(struct bmc_flow *flow,
 		if ((__s32)(seq + n - s->rcv_nxt) > 0) {
 			if ((__s32)(seq - flow->in_block) < 0 ||
 			    flow->in_skip == (__u32)STREAM_LOST) {
+				flow->in_next = seq + len;
 				w->lost = true;
 				return false;
 			}
@@ -617,16 +624,19 @@ static __always_inline bool flow_continue(struct bmc_flow *flow,
 		w->lost = true;
 	} else if (flow->in_skip == (__u32)STREAM_LOST) {
 		/* Not behind a hole that memcached waits to be filled. */
-		if ((paused || (answered && caught_up)) &&
-		    (__s32)(seq - s->rcv_nxt) <= 0) {
+		if ((__s32)(seq - s->rcv_nxt) <= 0) {
 			flow->in_skip = 0;
 			flow->in_part = 0;
 			w->opens = true;
 			w->resumes = true;
+			w->probes = !paused && !(answered && caught_up);
 		} else {
 			w->lost = true;
 		}
 	}
+	/* Who goes on without the answers may always have some coming. */
+	if (!caught_up)
+		flow->doubt = true;
 	if (caught_up && !w->lost && !flow->in_skip && !flow->in_part) {
 		/* Quiet commands without a reply, or memcached is stuck. */
 		if (paused && flow->head != READ_ONCE(flow->tail))
@@ -687,7 +697,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 	struct bmc_flow *flow;
 
 	walk_begin(s, off, len);
-	flow = flow_get(skb, s);
+	flow = flow_get(skb, s, len);
 	if (!flow || !turn_take(&flow->in_turn)) {
 		if (len) {
 			st->tcp_unfollowed++;
@@ -705,8 +715,13 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 		flow->in_part = flow_keep(s, flow->in_line);
 		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;
 		flow->in_block = flow->in_next - (w->block - w->skip);
+		if (w->part || w->line)
+			flow->in_block = flow->in_next;
 		flow->in_hash = w->hash;
 		if (w->resumes && (w->skip || w->part || w->line))
+			w->lost = true;
+		flow->found = w->lost ? 0 : flow->found + 1;
+		if (w->probes && flow->found < FOUND_TIMES)
 			w->lost = true;
 		/* From now on the replies may come; unless meanwhile it was
 		 * found that they cannot be told apart.

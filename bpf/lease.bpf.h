@@ -144,10 +144,17 @@ static __always_inline void bucket_reap(struct bmc_scratch *s,
 					struct bmc_quarantine *q, __u64 now)
 {
 	struct bmc_bucket *b = cache_bucket(s->hash);
-	__u64 word = s->word;
+	__u64 word = s->word, mark = word ^ s->hash << 32;
 
-	if (!b || !(word & (BMC_GEN - BMC_PEND)) ||
-	    (__s64)(now - READ_ONCE(q->pending)) < BMC_LOST_S * 1000000000LL)
+	if (!b || !(word & (BMC_GEN - BMC_PEND)))
+		return;
+	/* Every write of the bucket moves the word. */
+	if (READ_ONCE(q->mark) != mark) {
+		WRITE_ONCE(q->mark, mark);
+		WRITE_ONCE(q->since, now);
+		return;
+	}
+	if ((__s64)(now - READ_ONCE(q->since)) < BMC_LOST_S * 1000000000LL)
 		return;
 	(void)__sync_val_compare_and_swap(
 		&b->word, word, (word & ~(__u64)(BMC_GEN - BMC_PEND)) + BMC_GEN);
@@ -279,7 +286,8 @@ static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
 		    __sync_val_compare_and_swap(quarantine, old, until) == old)
 			return;
 	}
-	WRITE_ONCE(*quarantine, until);
+	if (READ_ONCE(*quarantine) < until)
+		WRITE_ONCE(*quarantine, until);
 }
 
 /*
@@ -304,9 +312,7 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
 	word = READ_ONCE(b->word);
 	smp_rmb();
 	until = READ_ONCE(q->until);
-	if (pending)
-		WRITE_ONCE(q->pending, now);
-	else
+	if (!pending)
 		quarantine_raise(&q->until, now + lag);
 	old = __sync_fetch_and_add(&b->word,
 				   pending ? BMC_GEN + BMC_PEND : BMC_GEN);
@@ -315,30 +321,6 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
 	    now < READ_ONCE(g->quarantine))
 		return 0;
 	return OWED_SOLE | owed_words(old + BMC_GEN, g) << OWED_WORDS;
-}
-
-/*
- * Records when the item of an unfollowed write ends, if it is certain, after
- * write_begin() has returned what is in `what`.
- */
-__noinline int write_record(__u64 hash, __u64 what)
-{
-	struct bmc_bucket *b = cache_bucket(hash);
-	struct bmc_global *g = cache_global();
-	__u64 epoch;
-
-	if (!b || !g || !owed_expiry(what))
-		return 0;
-	epoch = READ_ONCE(g->word);
-	if (!(what & OWED_SOLE) || !(what & OWED_WHOLE) ||
-	    owed_expiry(what) != EXPIRY_SET)
-		return 0;
-	expiry_put(hash, epoch, what >> OWED_END | EXPIRY_FIRM);
-	/* Another write may have come meanwhile, and be applied before or after. */
-	if (owed_words(READ_ONCE(b->word), g) !=
-	    (what >> OWED_WORDS & OWED_WORDS_MASK))
-		expiry_put(hash, epoch, what >> OWED_END);
-	return 0;
 }
 
 /*

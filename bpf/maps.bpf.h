@@ -126,7 +126,8 @@ struct {
  */
 struct bmc_quarantine {
 	__u64 until; /* no lease before this time, ns: a write may be on its way */
-	__u64 pending; /* when the last write that is to be acknowledged came, ns */
+	__u64 mark; /* of the word that was last found with writes pending */
+	__u64 since; /* when it was found first, ns */
 };
 
 enum { BMC_QUARANTINES = 1 << 14 };
@@ -235,6 +236,8 @@ struct bmc_flow {
 	__u32 answered;
 	__u32 deep; /* too much was owed for the ring */
 	__u32 blocks; /* commands with a data block came, while mute */
+	__u32 found; /* segments of whole commands, while its stream is lost */
+	__u32 pad;
 	__u32 vague; /* a quiet command may have been taken out for another's reply */
 	struct bmc_owed owed[BMC_OWED];
 	__u8 in_line[LINE_MAX];
@@ -314,6 +317,7 @@ struct walk {
 	bool blocks; /* there are commands with a data block */
 	bool opens; /* the first command that is known of the connection */
 	bool resumes; /* after something was missing */
+	bool probes; /* likewise, but it is not certain enough */
 	bool lost; /* not understood */
 };
 

@@ -522,8 +522,10 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 			c->expiry = EXPIRY_LESS;
 		c->conditional |= mode != 'S';
 		break;
+	case 'I': /* an outdated one keeps the item's time */
+		c->expiry = EXPIRY_LESS;
+		break;
 	case 'C':
-	case 'I':
 		c->conditional = true;
 		break;
 	}
@@ -828,6 +830,9 @@ __noinline int command_binary(struct window *w, struct command *c)
 	c->expiry = o.expiry;
 	if (o.exptime && extras >= o.exptime + 3)
 		c->exptime = window_be32(w, at + BINARY_HEAD - 1 + o.exptime);
+	/* With a CAS number, set is cas. */
+	if (o.expiry == EXPIRY_SET && window_word(w, at + 16))
+		c->expiry = EXPIRY_MAY;
 	/* incr with all ones does not make the item. */
 	if (extras == BINARY_EXTRAS_MAX && c->exptime == 0xffffffff)
 		c->expiry = EXPIRY_KEEP;

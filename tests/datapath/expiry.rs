@@ -82,9 +82,9 @@ fn entries_live_as_long_as_the_last_write_says() {
         ("set key 0 10 1\r\nx\r\n", "STORED\r\n", Seconds(10)),
         ("set key 0 1 1\r\nx\r\n", "STORED\r\n", Life::None),
         ("set key 0 2 1\r\nx\r\n", "STORED\r\n", Life::None),
-        ("set key 0 -1 1\r\nx\r\n", "STORED\r\n", Life::None),
-        // A time of day, long ago.
-        ("set key 0 3000000 1\r\nx\r\n", "STORED\r\n", Life::None),
+        // What is there long after its end has got another one.
+        ("set key 0 -1 1\r\nx\r\n", "STORED\r\n", Unknown),
+        ("set key 0 3000000 1\r\nx\r\n", "STORED\r\n", Unknown),
         ("set key 0 2147483647 1\r\nx\r\n", "STORED\r\n", Full),
         ("set key 0 2592000 1\r\nx\r\n", "STORED\r\n", Full),
         // No end, but one of unknown success.
@@ -106,7 +106,7 @@ fn entries_live_as_long_as_the_last_write_says() {
         ("delete key\r\n", "DELETED\r\n", Unknown),
         ("ms key 1\r\nx\r\n", "HD\r\n", Full),
         ("ms key 1 T10\r\nx\r\n", "HD\r\n", Seconds(10)),
-        ("ms key 1 T10 I\r\nx\r\n", "HD\r\n", Seconds(10)),
+        ("ms key 1 T10 I\r\nx\r\n", "HD\r\n", Unknown),
         ("ms key 1 I\r\nx\r\n", "NS\r\n", Unknown),
         ("mg key T10\r\n", "HD\r\n", Seconds(10)),
         ("mg key T0\r\n", "EN\r\n", Unknown),
