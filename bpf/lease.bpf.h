@@ -13,9 +13,9 @@
  * clean before the GET went on. Its reply fills only if W is still the same,
  * so that no write was seen from before the GET until after its reply.
  *
- * A write whose reply bmc cannot recognise (noreply, UDP, a stream that it does
- * not follow) cannot be counted. It sets a quarantine instead, before it moves
- * the word: no lease from the bucket for BMC_APPLY_NS. The reader loads in the
+ * A write whose reply bmc cannot recognise (UDP, a connection that it does not
+ * follow) cannot be counted. It sets a quarantine instead, before it moves the
+ * word: no lease from the bucket for BMC_APPLY_NS. The reader loads in the
  * opposite order: word, then quarantine.
  *
  * A reply must be the reply to the very GET that took the lease. Clients reuse
