@@ -210,6 +210,28 @@ static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
 	w->owed++;
 }
 
+/* The same for a command that writes no key, if there is room. */
+static __always_inline void walk_owe_no_key(struct bmc_flow *flow,
+					    struct walk *w, __u64 what)
+{
+	if (walk_may_owe(flow, w) && flow)
+		walk_owe(flow, w, 0, what);
+}
+
+/* What is owed for the command, whatever it does. */
+static __always_inline __u64 command_owed(const struct command *c)
+{
+	return c->reply | (c->optional ? OWED_OPTIONAL : 0) |
+	       c->opcode << OWED_OPCODE;
+}
+
+/* Whether all of the packet was walked, but for a line that goes on. */
+static __always_inline bool walk_is_over(const struct bmc_scratch *s)
+{
+	return s->walk.loaded >= s->walk.end &&
+	       s->window.len - s->window.at == s->walk.part;
+}
+
 /* A key that the command at hand writes. */
 __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 what)
 {
@@ -310,25 +332,21 @@ static __always_inline long command_step(struct walker *k)
 		w->followed = false;
 		flow_mute(flow);
 	}
-	what = c->reply | (c->optional ? OWED_OPTIONAL : 0) |
-	       c->opcode << OWED_OPCODE;
+	what = command_owed(c);
 	if (c->kind == COMMAND_READ) {
 		if (c->reply == REPLY_BINARY && c->optional)
 			goto on; /* see is_quiet_read() */
-		if (walk_may_owe(flow, w) && flow)
-			walk_owe(flow, w, 0, what);
+		walk_owe_no_key(flow, w, what);
 		goto asked;
 	}
 	k->st->write_requests++;
 	if (c->kind == COMMAND_FLUSH) {
 		walk_flush(k->st, w->lag, c);
-		if (walk_may_owe(flow, w) && flow)
-			walk_owe(flow, w, 0, what | OWED_FLUSH);
+		walk_owe_no_key(flow, w, what | OWED_FLUSH);
 		goto asked;
 	}
 key:
-	what = c->reply | (c->optional ? OWED_OPTIONAL : 0) |
-	       c->opcode << OWED_OPCODE;
+	what = command_owed(c);
 	w->keys = false;
 	if (c->keys) {
 		/* The reply comes after the last of the keys. */
@@ -346,8 +364,8 @@ key:
 	}
 	if (c->klen && c->klen <= BMC_KEY_MAX)
 		walk_write(s, flow, what);
-	else if (walk_may_owe(flow, w) && flow)
-		walk_owe(flow, w, 0, what); /* too long, and memcached says so */
+	else
+		walk_owe_no_key(flow, w, what); /* too long, as its reply says */
 	if (w->keys) {
 		command_next_key(win, c);
 		return 0;
@@ -390,8 +408,7 @@ __noinline int walk_commands(struct __sk_buff *skb, struct bmc_scratch *s,
 	/* Most packets hold one, which is not worth a loop. */
 	if (!command_step(&k))
 		bpf_loop(STEPS_MAX, walk_command, &k, 0);
-	if (s->walk.loaded < s->walk.end || s->walk.keys ||
-	    s->window.len - s->window.at != s->walk.part)
+	if (!walk_is_over(s) || s->walk.keys)
 		s->walk.lost = true;
 	return 0;
 }
@@ -866,8 +883,7 @@ __noinline int walk_replies(struct __sk_buff *skb, struct bmc_scratch *s,
 	/* A value and END */
 	if (!reply_step(&k) && !reply_step(&k))
 		bpf_loop(STEPS_MAX, walk_reply, &k, 0);
-	if (s->walk.loaded < s->walk.end ||
-	    s->window.len - s->window.at != s->walk.part)
+	if (!walk_is_over(s))
 		s->walk.lost = true;
 	return 0;
 }

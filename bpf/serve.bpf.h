@@ -274,24 +274,6 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 	walk_datagram(skb, s, st);
 }
 
-/* The hash of the s->klen bytes in s->key, which gets its padding. */
-__noinline __u64 key_hash(struct bmc_scratch *s)
-{
-	__u64 sum = 0;
-	__u32 words;
-
-	if (!s || s->klen > BMC_KEY_MAX)
-		return 0;
-	words = s->klen / 8;
-	s->key[words] &= (1ULL << s->klen % 8 * 8) - 1;
-	for (__u32 i = 0; i < KEY_WORDS; i++) {
-		if (i > words)
-			break;
-		sum += hash_word(i, s->key[i]);
-	}
-	return hash_end(sum, s->klen);
-}
-
 /* A datagram from memcached: if it answers a lease, fill. */
 static __always_inline void
 reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
@@ -332,7 +314,7 @@ reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
 	if ((__u16)window_word(win, 4) != TEXT_E_SPACE)
 		goto refuse;
 	__builtin_memcpy(s->key, win->bytes + VALUE_LEN, KEY_WORDS * 8);
-	if (key_hash(s) != s->hash)
+	if (window_hash(win, VALUE_LEN, s->klen) != s->hash)
 		goto refuse;
 	at = VALUE_LEN + s->klen;
 	if (window_at(win, at) != ' ')
