@@ -39,6 +39,7 @@ const volatile struct bmc_config cfg;
 #include "expiry.bpf.h"
 #include "cache.bpf.h"
 #include "lease.bpf.h"
+#include "table.bpf.h"
 #include "flow.bpf.h"
 #include "serve.bpf.h"
 
@@ -49,7 +50,9 @@ int bmc_rx(struct xdp_md *ctx)
 {
 	struct bmc_scratch *s = scratch();
 
-	return s ? serve_xdp(ctx, s) : XDP_PASS;
+	if (!s || is_tcp(DATA(ctx), DATA_END(ctx)))
+		return XDP_PASS;
+	return serve_xdp(ctx, s);
 }
 
 /*
@@ -57,29 +60,33 @@ int bmc_rx(struct xdp_md *ctx)
  * it there means a copy of an skb that is shared, as TCP's own are.
  */
 static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
-				   int way)
+				   enum way way)
 {
-	int found = tc_packet(skb, s, way);
+	int found = PACKET_OTHER;
 
+	if (!skb->vlan_present)
+		found = segment_parse(DATA(skb), DATA_END(skb), way, s);
+	if (found == PACKET_TCP)
+		return found;
+	found = tc_packet(skb, s, way);
 	if (found == PACKET_SHORT && tc_linear(skb, HEADERS_LINEAR))
 		found = tc_packet(skb, s, way);
 	return found == PACKET_SHORT ? PACKET_OTHER : found;
 }
 
 /*
- * The payload of a TCP segment: its offset, 0 if there is nothing to follow. An
- * ACK alone is nothing.
+ * Stands at the payload of a TCP segment; false if there is nothing to follow. An
+ * ACK alone is nothing. All that is known of the segment is in the scratch
+ * memory then, and nothing on the stack: the verifier goes on with one state.
  */
-static __always_inline __u32 tcp_payload(const struct bmc_scratch *s, __u32 *len)
+static __always_inline bool tcp_payload(struct bmc_scratch *s)
 {
-	__u32 head = s->tcp.doff >> 4 << 2;
+	__u32 head = s->tcp.doff >> 4 << 2, len = s->l4_len - head;
 
 	if (head < sizeof(s->tcp) || head > s->l4_len)
-		return 0;
-	*len = s->l4_len - head;
-	if (!*len && !(s->tcp.flags & (TCP_FIN | TCP_RST)))
-		return 0;
-	return s->l4 + head;
+		return false;
+	walk_begin(s, s->l4 + head, len);
+	return len || s->tcp.flags & (TCP_FIN | TCP_RST);
 }
 
 SEC("tc")
@@ -87,16 +94,14 @@ int bmc_rx_tc(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
 	struct bmc_stats *st = stats();
-	__u32 off, len = 0;
 	int found;
 
 	if (!s || !st)
 		return TC_ACT_UNSPEC;
 	found = tc_look(skb, s, WAY_IN);
 	if (found == PACKET_TCP) {
-		off = tcp_payload(s, &len);
-		if (off)
-			flow_in(skb, s, st, off, len);
+		if (tcp_payload(s))
+			flow_in(skb, s, st);
 		return TC_ACT_UNSPEC;
 	}
 	if (found == PACKET_OTHER)
@@ -123,7 +128,6 @@ int bmc_tx(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
 	struct bmc_stats *st = stats();
-	__u32 off, len = 0;
 
 	/* Only what a socket of this host sends: not what it forwards nor what
 	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
@@ -133,9 +137,8 @@ int bmc_tx(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	switch (tc_look(skb, s, WAY_OUT)) {
 	case PACKET_TCP:
-		off = tcp_payload(s, &len);
-		if (off)
-			flow_out(skb, s, st, off, len);
+		if (tcp_payload(s))
+			flow_out(skb, s, st);
 		break;
 	case PACKET_UDP:
 		if (skb->ifindex != LOOPBACK_IFINDEX)

@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 2,
+	BMC_LAYOUT = 3,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -102,13 +102,17 @@ struct bmc_prefix6 {
 };
 
 struct bmc_config {
+	/* What each packet needs first, in two cache lines. */
+	__u64 seed[2]; /* random, for each load of the maps */
+	__u64 tick; /* a jiffy, ns */
+	__u32 flow_sets; /* of bmc_flow_sets, a power of two */
+	__u32 nr_ports;
+	__be16 ports[BMC_PORTS_MAX];
+	__u32 nh[2 * BMC_KEY_MAX / 8 + 4]; /* random, likewise: the hash's key */
 	__u64 memory; /* --memory, bytes */
 	__u64 max_age; /* --max-age, ns */
 	__u64 unknown_ttl; /* --unknown-ttl, ns */
-	__u64 tick; /* a jiffy, ns */
 	__u64 wall; /* the time of day when the clock of the programs was 0, s */
-	__u64 seed[2]; /* random, for each load of the maps */
-	__u32 nh[2 * BMC_KEY_MAX / 8 + 4]; /* random, likewise: the hash's key */
 	__u32 layout; /* BMC_LAYOUT of whoever made the maps */
 	__u32 buckets; /* of bmc_index */
 	__u32 slabs; /* of bmc_slabs */
@@ -117,10 +121,8 @@ struct bmc_config {
 	__u32 expiries; /* of bmc_expiry */
 	__u32 netns; /* the number of memcached's network namespace */
 	__u32 generic; /* XDP runs on skbs: --mode generic */
-	__u32 nr_ports;
 	__u32 nr_allow4;
 	__u32 nr_allow6;
-	__be16 ports[BMC_PORTS_MAX];
 	struct bmc_prefix4 allow4[BMC_ALLOW_MAX];
 	struct bmc_prefix6 allow6[BMC_ALLOW_MAX];
 };

@@ -34,8 +34,6 @@
 enum {
 	TCP_FIN = 0x01,
 	TCP_RST = 0x04,
-	TCP_LISTEN = 10,
-	TCP_NEW_SYN_RECV = 12,
 	STEPS_MAX = 8192, /* commands of one packet: GRO makes them 64 KiB long */
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
@@ -44,25 +42,6 @@ enum {
 	STREAM_LOST = -1, /* something is missing before what comes next */
 	LINE_GOES_ON = -2, /* a read's long line, up to its end */
 };
-
-/*
- * Within this time memcached applies what comes over a connection that does not
- * wait: megabytes may be queued before it.
- */
-#define DEEP_NS (BMC_LOST_S * SECOND)
-
-enum flow_mode { FLOW_NEW = 0, FLOW_FOLLOWED, FLOW_MUTE };
-
-/* One CPU at a time works on a part of a flow; nobody waits. */
-static __always_inline bool turn_take(__u32 *turn)
-{
-	return !__sync_val_compare_and_swap(turn, 0, 1);
-}
-
-static __always_inline void turn_end(__u32 *turn)
-{
-	smp_store_release(*turn, 0);
-}
 
 /* What is owed for a command is owed no longer. */
 static __always_inline void owed_end(const struct bmc_owed *owed, __u64 what,
@@ -77,26 +56,6 @@ static __always_inline void owed_end(const struct bmc_owed *owed, __u64 what,
 		if (g)
 			(void)__sync_fetch_and_add(&g->word, BMC_GEN);
 	}
-}
-
-/* Which reply belongs to which command is unknown from now on. */
-__noinline int flow_mute(struct bmc_flow *flow)
-{
-	if (!flow)
-		return 0;
-	WRITE_ONCE(flow->doubt, true);
-	(void)__sync_lock_test_and_set(&flow->mode, FLOW_MUTE);
-	for (int i = 0; i < BMC_OWED; i++) {
-		struct bmc_owed *owed = &flow->owed[i];
-		__u64 what = __sync_lock_test_and_set(&owed->what, 0);
-
-		if (what & OWED_BLOCK)
-			flow->blocks = true;
-		if (what & OWED_WRITE)
-			write_abandon(owed->hash, what,
-				      flow->deep ? DEEP_NS : BMC_APPLY_NS);
-	}
-	return 0;
 }
 
 /* The hash of the key at `at` of the window. */
@@ -127,6 +86,12 @@ struct walker {
 	struct bmc_flow *flow; /* NULL: replies are not followed */
 };
 
+/* How much of the packet is not in the window yet. */
+static __always_inline __u32 walk_len(const struct walk *w)
+{
+	return READ_ONCE(w->end) - READ_ONCE(w->loaded);
+}
+
 /* Gets as much of the packet into the window as fits behind what is there. */
 static __always_inline bool walk_load(struct __sk_buff *skb,
 				      struct bmc_scratch *s)
@@ -134,7 +99,7 @@ static __always_inline bool walk_load(struct __sk_buff *skb,
 	struct walk *w = &s->walk;
 	struct window *win = &s->window;
 	__u64 have = win->len - win->at, from = win->at;
-	__u32 more = w->end - w->loaded;
+	__u32 more = walk_len(w);
 
 	barrier_var(have);
 	barrier_var(from);
@@ -166,11 +131,11 @@ static __always_inline void walk_on(struct bmc_scratch *s, __u32 head, __u32 blo
 	}
 	block -= have - head;
 	win->at = win->len;
-	if (block <= w->end - w->loaded) {
+	if (block <= walk_len(w)) {
 		w->loaded += block;
 		return;
 	}
-	w->skip = block - (w->end - w->loaded);
+	w->skip = block - walk_len(w);
 	w->loaded = w->end;
 }
 
@@ -398,19 +363,18 @@ static long walk_command(__u32 i, void *arg)
  * already. Moves the words of the buckets that they change; walk.lost if one is
  * not understood. Here and below `flow` may be NULL.
  */
-__noinline int walk_commands(struct __sk_buff *skb, struct bmc_scratch *s,
-			     struct bmc_flow *flow)
+static __always_inline void walk_commands(struct __sk_buff *skb,
+					  struct bmc_scratch *s,
+					  struct bmc_stats *st,
+					  struct bmc_flow *flow)
 {
-	struct walker k = { .skb = skb, .s = s, .st = stats(), .flow = flow };
+	struct walker k = { .skb = skb, .s = s, .st = st, .flow = flow };
 
-	if (!s || !k.st)
-		return 0;
 	/* Most packets hold one, which is not worth a loop. */
 	if (!command_step(&k))
 		bpf_loop(STEPS_MAX, walk_command, &k, 0);
 	if (!walk_is_over(s) || s->walk.keys)
 		s->walk.lost = true;
-	return 0;
 }
 
 static __always_inline void walk_begin(struct bmc_scratch *s, __u32 off, __u32 len)
@@ -424,109 +388,21 @@ static __always_inline void walk_begin(struct bmc_scratch *s, __u32 off, __u32 l
 }
 
 /* The commands of a UDP datagram. */
-static __always_inline void walk_datagram(struct __sk_buff *skb,
-					  struct bmc_scratch *s,
-					  struct bmc_stats *st)
+__noinline int walk_datagram(struct __sk_buff *skb, struct bmc_scratch *s)
 {
-	struct walk *w = &s->walk;
+	struct bmc_stats *st = stats();
+	struct walk *w;
 
+	if (!s || !st)
+		return 0;
+	w = &s->walk;
 	walk_begin(s, s->text, s->text_len);
-	walk_commands(skb, s, NULL);
+	walk_commands(skb, s, st, NULL);
 	if (w->lost || w->part || w->skip || w->line) {
 		st->tcp_unparsed++;
 		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
-}
-
-/*
- * The flow that is kept in this socket; if it is new, what came before there was
- * a socket goes on in it.
- */
-static __always_inline struct bmc_flow *
-flow_of(struct bpf_sock *sk, const struct bmc_peers *peers, bool create)
-{
-	struct bmc_flow *flow = bpf_sk_storage_get(&bmc_flows, sk, NULL, 0);
-	struct bmc_flow *early;
-
-	if (flow)
-		return flow;
-	early = bpf_map_lookup_elem(&bmc_early, peers);
-	/* Not what an earlier connection has left, nor what is being worked on. */
-	if (early && (early->mode != FLOW_FOLLOWED || early->in_turn ||
-		      bpf_ktime_get_coarse_ns() - early->in_last > BMC_APPLY_NS)) {
-		bpf_map_delete_elem(&bmc_early, peers);
-		early = NULL;
-	}
-	if (early) {
-		flow = bpf_sk_storage_get(&bmc_flows, sk, early,
-					  BPF_SK_STORAGE_GET_F_CREATE);
-		bpf_map_delete_elem(&bmc_early, peers);
-	} else if (create) {
-		flow = bpf_sk_storage_get(&bmc_flows, sk, NULL,
-					  BPF_SK_STORAGE_GET_F_CREATE);
-	}
-	return flow;
-}
-
-/*
- * The flow of a segment to memcached; NULL if there is no socket for it, or no
- * memory. Notes in the scratch memory how far the socket is.
- *
- * A segment may get here before the stack has made a socket of the handshake: a
- * driver hands on several at once, and each passes here before the first one
- * gets there. What it says is kept elsewhere for that long.
- */
-static __always_inline struct bmc_flow *flow_get(struct __sk_buff *skb,
-						 struct bmc_scratch *s, __u32 len)
-{
-	const struct bmc_peers *peers = &s->request.peers;
-	struct bpf_sock_tuple tuple = {};
-	__u32 size = sizeof(tuple.ipv6), zero = 0;
-	struct bmc_flow *flow = NULL, *blank;
-	struct bpf_tcp_sock *tcp;
-	struct bpf_sock *sk;
-	bool early = false;
-
-	if (is_mapped(peers->client)) {
-		tuple.ipv4.saddr = peers->client[1] >> 32;
-		tuple.ipv4.daddr = peers->server[1] >> 32;
-		tuple.ipv4.sport = peers->client_port;
-		tuple.ipv4.dport = peers->server_port;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, peers->client, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, peers->server, 16);
-		tuple.ipv6.sport = peers->client_port;
-		tuple.ipv6.dport = peers->server_port;
-	}
-	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return NULL;
-	tcp = bpf_tcp_sock(sk);
-	if (sk->state == TCP_LISTEN || sk->state == TCP_NEW_SYN_RECV) {
-		early = true;
-	} else if (tcp) {
-		s->rcv_nxt = tcp->rcv_nxt;
-		s->snd_nxt = tcp->snd_nxt;
-		s->received = tcp->bytes_received;
-		flow = flow_of(sk, peers, true);
-	}
-	bpf_sk_release(sk);
-	if (early) {
-		s->rcv_nxt = bpf_ntohl(s->tcp.seq);
-		s->snd_nxt = bpf_ntohl(s->tcp.ack_seq);
-		s->received = false;
-		flow = bpf_map_lookup_elem(&bmc_early, peers);
-		blank = bpf_map_lookup_elem(&bmc_blank, &zero);
-		if (!flow && blank && len) {
-			bpf_map_update_elem(&bmc_early, peers, blank,
-					    BPF_NOEXIST);
-			flow = bpf_map_lookup_elem(&bmc_early, peers);
-		}
-	}
-	if (flow && flow->deep)
-		s->walk.lag = DEEP_NS;
-	return flow;
+	return 0;
 }
 
 /* The first segment of a connection that is seen. Is it its first at all? */
@@ -535,6 +411,7 @@ static __always_inline bool flow_start(struct bmc_flow *flow,
 				       __u64 now)
 {
 	struct bmc_global *g = cache_global();
+	__s64 seen;
 
 	flow->in_next = seq;
 	flow->out_next = s->snd_nxt;
@@ -548,10 +425,24 @@ static __always_inline bool flow_start(struct bmc_flow *flow,
 	flow->out_skip = STREAM_LOST;
 	flow->doubt = true;
 	/* Silent ever since the attach. */
-	if (g && (__s64)(now - READ_ONCE(g->since)) > BMC_APPLY_NS)
-		flow->in_last = READ_ONCE(g->since);
+	seen = g ? bpf_ktime_get_coarse_ns() - READ_ONCE(g->since) : 0;
+	if (seen > BMC_APPLY_NS)
+		flow->in_last = now - seen;
 	smp_store_release(flow->mode, FLOW_MUTE);
 	return false;
+}
+
+/*
+ * The flow is what another connection has left, whose client had the same
+ * address and port: memcached's socket is new, and this its first segment.
+ */
+static __always_inline void flow_restart(struct bmc_flow *flow)
+{
+	if (!turn_take(&flow->out_turn))
+		return;
+	flow_mute(flow);
+	flow_reset(flow);
+	turn_end(&flow->out_turn);
 }
 
 /*
@@ -593,17 +484,29 @@ static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
-static __always_inline bool flow_continue(struct bmc_flow *flow,
+static __always_inline bool flow_continue(struct __sk_buff *skb,
+					  struct bmc_flow *flow,
 					  struct bmc_scratch *s)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = flow_now();
 	struct walk *w = &s->walk;
-	__u32 seq = bpf_ntohl(s->tcp.seq), len = w->end - w->loaded, n;
+	__u32 seq = bpf_ntohl(s->tcp.seq), len = walk_len(w), n;
 	bool paused, answered, caught_up;
 	__s32 ahead;
 
-	if (flow->mode == FLOW_NEW)
-		w->opens = flow_start(flow, s, seq, now);
+	if (flow->mode == FLOW_NEW || seq != flow->in_next ||
+	    flow->in_skip == (__u32)STREAM_LOST) {
+		if (!socket_look(skb, s)) {
+			w->lost = true;
+			return false;
+		}
+		if (!s->received && seq == s->rcv_nxt &&
+		    (flow->mode == FLOW_MUTE ||
+		     (__s64)(now - flow->in_last) > BMC_APPLY_NS))
+			flow_restart(flow);
+		if (flow->mode == FLOW_NEW)
+			w->opens = flow_start(flow, s, seq, now);
+	}
 	ahead = seq - flow->in_next;
 	if (ahead < 0) {
 		n = -ahead;
@@ -685,6 +588,10 @@ static __always_inline bool flow_load(struct __sk_buff *skb,
 				      struct bmc_scratch *s, const __u8 *line,
 				      __u64 part)
 {
+	if (s->walk.peeked) {
+		s->walk.loaded = s->walk.end;
+		return true;
+	}
 	barrier_var(part);
 	if (part && part < LINE_MAX) {
 		bpf_probe_read_kernel(s->window.bytes, part, line);
@@ -706,29 +613,70 @@ static __always_inline __u32 flow_keep(struct bmc_scratch *s, __u8 *line)
 	return part;
 }
 
-/* A TCP segment to memcached: its payload is at `off`, `len` bytes long. */
-static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s,
-				    struct bmc_stats *st, __u32 off, __u32 len)
+/* Gets all of the packet into the window, without saying so yet. */
+static __always_inline bool walk_peek(struct __sk_buff *skb,
+				      struct bmc_scratch *s)
 {
 	struct walk *w = &s->walk;
-	struct bmc_flow *flow;
+	__u32 len = walk_len(w);
 
-	walk_begin(s, off, len);
-	flow = flow_get(skb, s, len);
-	if (!flow || !turn_take(&flow->in_turn)) {
-		if (len) {
-			st->tcp_unfollowed++;
-			flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
-		}
-		return;
-	}
-	if (len && flow_continue(flow, s)) {
+	w->peeked = skb_load(skb, w->loaded, s->window.bytes, len,
+			     WINDOW - LINE_MAX);
+	if (w->peeked)
+		s->window.len = len;
+	return w->peeked;
+}
+
+/*
+ * What most segments of a connection that is followed are, with as little code as
+ * can be: one get, from its first byte to its last. False if it is not that;
+ * nothing has changed then, but that it may be in the window already.
+ */
+static __always_inline bool flow_in_get(struct __sk_buff *skb,
+					struct bmc_scratch *s,
+					struct bmc_flow *flow, __u32 len)
+{
+	__u32 seq = bpf_ntohl(s->tcp.seq), head = flow->head;
+	struct bmc_owed *owed = &flow->owed[head & (BMC_OWED - 1)];
+	__u64 now = flow_now();
+
+	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->in_next ||
+	    flow->in_skip || flow->in_part || flow->binary || flow->deep ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) || len > WINDOW - LINE_MAX ||
+	    now - flow->in_last > BMC_APPLY_NS ||
+	    head - READ_ONCE(flow->tail) >= BMC_OWED || !walk_peek(skb, s))
+		return false;
+	if ((__u32)window_word(&s->window, 0) != TEXT_GET ||
+	    (__u32)window_line(&s->window) != len)
+		return false;
+	flow->in_last = now;
+	flow->in_next = seq + len;
+	flow->in_block = seq + len;
+	flow->in_seen = READ_ONCE(flow->out_next);
+	WRITE_ONCE(owed->what, REPLY_LIST);
+	smp_store_release(flow->head, head + 1);
+	return true;
+}
+
+/* Any other segment to memcached. */
+__noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
+			   struct bmc_flow *flow)
+{
+	struct bmc_stats *st = stats();
+	struct walk *w;
+
+	if (!s || !st || !flow)
+		return 0;
+	w = &s->walk;
+	if (flow->deep)
+		w->lag = DEEP_NS;
+	if (walk_len(w) && flow_continue(skb, flow, s)) {
 		if (!flow_load(skb, s, flow->in_line, flow->in_part))
 			w->lost = true;
 		if (w->opens)
 			flow->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
 		w->binary = flow->binary;
-		walk_commands(skb, s, flow);
+		walk_commands(skb, s, st, flow);
 		flow->in_part = flow_keep(s, flow->in_line);
 		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;
 		flow->in_block = flow->in_next - (w->block - w->skip);
@@ -762,9 +710,31 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 		flow_mute(flow);
 		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 	}
-	if (s->tcp.flags & (TCP_FIN | TCP_RST))
+	if (s->tcp.flags & TCP_RST)
+		flow_leave(flow, WAY_IN);
+	else if (s->tcp.flags & TCP_FIN)
 		flow_mute(flow);
 	turn_end(&flow->in_turn);
+	return 0;
+}
+
+/* A TCP segment to memcached; the walk stands at its payload. */
+static __always_inline void flow_in(struct __sk_buff *skb,
+				    struct bmc_scratch *s, struct bmc_stats *st)
+{
+	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_IN);
+	__u32 len = walk_len(&s->walk);
+
+	if (!flow && len)
+		flow = flow_new(skb, s);
+	if (flow && flow_in_get(skb, s, flow, len)) {
+		turn_end(&flow->in_turn);
+	} else if (flow) {
+		flow_in_any(skb, s, flow);
+	} else if (len) {
+		st->tcp_unfollowed++;
+		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+	}
 }
 
 enum answer { ANSWERS_NONE = 0, ANSWERS_LATER, ANSWERS };
@@ -808,20 +778,7 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 	return its ? ANSWERS : ANSWERS_LATER;
 }
 
-/* flow_answer() for what comes most, without a call. */
-static __always_inline bool answers_read(struct bmc_flow *flow,
-					 const struct reply *r)
-{
-	const struct bmc_owed *owed = &flow->owed[flow->tail & (BMC_OWED - 1)];
-
-	if (flow->tail == READ_ONCE(flow->head) ||
-	    READ_ONCE(owed->what) != REPLY_LIST || !(r->kind & REPLY_LIST))
-		return false;
-	flow->tail++;
-	return true;
-}
-
-/* The same for the next reply, or part of one. */
+/* Goes behind the next reply in the window, or part of one. */
 static __always_inline long reply_step(struct walker *k)
 {
 	struct bmc_scratch *s = k->s;
@@ -847,8 +804,6 @@ static __always_inline long reply_step(struct walker *k)
 	if (!r->last || (r->kind == REPLY_BINARY && is_quiet_read(r->opcode)))
 		goto on;
 	if (w->followed) {
-		if (answers_read(k->flow, r))
-			goto on;
 		found = flow_answer(k->flow, r);
 		if (found == ANSWERS_LATER)
 			return 0;
@@ -880,8 +835,7 @@ __noinline int walk_replies(struct __sk_buff *skb, struct bmc_scratch *s,
 
 	if (!s || !flow)
 		return 0;
-	/* A value and END */
-	if (!reply_step(&k) && !reply_step(&k))
+	if (!reply_step(&k))
 		bpf_loop(STEPS_MAX, walk_reply, &k, 0);
 	if (!walk_is_over(s))
 		s->walk.lost = true;
@@ -897,7 +851,7 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 					      struct bmc_stats *st)
 {
 	struct walk *w = &s->walk;
-	__u32 seq = bpf_ntohl(s->tcp.seq), len = w->end - w->loaded, n;
+	__u32 seq = bpf_ntohl(s->tcp.seq), len = walk_len(w), n;
 	__s32 ahead = seq - flow->out_next;
 
 	if (ahead < 0) {
@@ -924,28 +878,55 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 	return n < len;
 }
 
-/* A TCP segment from memcached: which commands does it answer? */
-static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *s,
-				     struct bmc_stats *st, __u32 off, __u32 len)
+/* The same on the way back: a value and END, or END alone, for a get. */
+static __always_inline bool flow_out_value(struct __sk_buff *skb,
+					   struct bmc_scratch *s,
+					   struct bmc_flow *flow, __u32 len)
 {
-	struct walk *w = &s->walk;
-	struct bmc_flow *flow = NULL;
-	struct bpf_sock *sk = (void *)(long)skb->sk;
+	__u32 seq = bpf_ntohl(s->tcp.seq), tail = flow->tail, end;
+	const struct bmc_owed *owed = &flow->owed[tail & (BMC_OWED - 1)];
+	struct window *win = &s->window;
+	struct reply *r = &s->reply;
 
-	if (sk)
-		sk = bpf_sk_fullsock(sk);
-	if (sk)
-		flow = flow_of(sk, &s->request.peers, false);
-	if (!flow || flow->mode == FLOW_NEW || !turn_take(&flow->out_turn)) {
-		/* The reply to what? Whatever it was is applied by now. */
-		if (len) {
-			st->tcp_unmatched++;
-			flush_all(st, 0);
-		}
-		return;
+	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
+	    flow->out_skip || flow->out_part || flow->binary ||
+	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) || len > WINDOW - LINE_MAX ||
+	    tail == READ_ONCE(flow->head) ||
+	    READ_ONCE(owed->what) != REPLY_LIST || !walk_peek(skb, s))
+		return false;
+	r->block = 0;
+	r->last = false;
+	if (!reply_quick(win, r))
+		return false;
+	end = r->head + r->block;
+	if (!r->last) {
+		if (end > len ||
+		    window_word(win, end) << 24 !=
+			    NAME('E', 'N', 'D', '\r', '\n', 0, 0, 0) << 24)
+			return false;
+		end += END_LEN;
+	} else if (!(r->kind & REPLY_LIST)) {
+		return false;
 	}
-	walk_begin(s, off, len);
-	if (len && flow_continue_out(flow, s, st)) {
+	if (end != len)
+		return false;
+	flow->out_next = seq + len;
+	flow->tail = tail + 1;
+	return true;
+}
+
+/* Any other segment from memcached. */
+__noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
+			    struct bmc_flow *flow)
+{
+	struct bmc_stats *st = stats();
+	struct walk *w;
+
+	if (!s || !st || !flow)
+		return 0;
+	w = &s->walk;
+	if (walk_len(w) && flow_continue_out(flow, s, st)) {
 		w->followed = READ_ONCE(flow->mode) == FLOW_FOLLOWED;
 		w->binary = flow->binary;
 		if (!flow_load(skb, s, flow->out_line, flow->out_part))
@@ -967,8 +948,34 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
 	if (s->tcp.flags & (TCP_FIN | TCP_RST))
-		flow_mute(flow);
+		flow_leave(flow, WAY_OUT);
 	turn_end(&flow->out_turn);
+	return 0;
+}
+
+/* A TCP segment from memcached: which commands does it answer? */
+static __always_inline void flow_out(struct __sk_buff *skb,
+				     struct bmc_scratch *s, struct bmc_stats *st)
+{
+	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_OUT);
+	__u32 len = walk_len(&s->walk);
+
+	if (flow && flow->mode == FLOW_NEW) {
+		turn_end(&flow->out_turn);
+		flow = NULL;
+	}
+	if (!flow) {
+		/* The reply to what? Whatever it was is applied by now. */
+		if (len) {
+			st->tcp_unmatched++;
+			flush_all(st, 0);
+		}
+		return;
+	}
+	if (flow_out_value(skb, s, flow, len))
+		turn_end(&flow->out_turn);
+	else
+		flow_out_any(skb, s, flow);
 }
 
 #endif /* FLOW_BPF_H */

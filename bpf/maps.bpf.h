@@ -206,72 +206,69 @@ struct bmc_owed {
 };
 
 /*
- * A TCP connection, see flow.bpf.h. It lives in memcached's socket, and goes
- * with it. TC ingress writes the first part, egress the second.
+ * A TCP connection, see flow.bpf.h. One CPU at a time works on its way to
+ * memcached, and one on its way back; whose it is changes only while neither
+ * does. The fields of most packets first, in two cache lines.
  */
 enum { BMC_OWED = 32 };
 
 struct bmc_flow {
+	struct bmc_peers peers;
+	__u32 in_turn; /* taken by whoever works on that part */
+	__u32 out_turn;
+	__u32 mode;
+	__u32 binary; /* which protocol it speaks */
 	__u64 in_last; /* when it last sent something, ns */
-	__u64 in_hash; /* of the key whose data block goes on */
-	__u32 in_turn; /* taken by whoever works on this part */
 	__u32 in_next; /* sequence number after the last byte looked at */
 	__u32 in_skip; /* bytes of a data block that are still to come */
 	__u32 in_part; /* bytes of a command line whose end is still to come */
 	__u32 in_block; /* sequence number of the latest data block's start */
 	__u32 in_seen; /* out_next when it last sent something */
-	__u32 mode;
-	__u32 binary; /* which protocol it speaks */
 	__u32 head; /* commands put into the ring */
-	__u32 asked; /* commands in need of a reply, while mute */
-	__u32 base; /* asked - answered when nothing is owed, as it seems */
-	__u32 good; /* how often that was confirmed */
-	__u64 good_since; /* ns */
-	__u32 doubt; /* nothing is known about it any more */
-	__u32 out_turn;
 	__u32 out_next;
 	__u32 out_skip;
 	__u32 out_part;
 	__u32 tail; /* commands taken out of the ring */
-	__u32 answered;
+	__u32 doubt; /* nothing is known about it any more */
 	__u32 deep; /* too much was owed for the ring */
-	__u32 blocks; /* commands with a data block came, while mute */
-	__u32 found; /* segments of whole commands, while its stream is lost */
-	__u32 pad;
 	__u32 vague; /* a quiet command may have been taken out for another's reply */
+	__u32 found; /* segments of whole commands, while its stream is lost */
+	__u64 in_hash; /* of the key whose data block goes on */
+	__u64 good_since; /* ns */
+	__u32 good; /* how often it seemed that nothing is owed */
+	__u32 base; /* asked - answered when it did */
+	__u32 asked; /* commands in need of a reply, while mute */
+	__u32 answered;
+	__u32 blocks; /* commands with a data block came, while mute */
+	__u32 place; /* in the table */
+	__u8 pad[16];
 	struct bmc_owed owed[BMC_OWED];
 	__u8 in_line[LINE_MAX];
 	__u8 out_line[LINE_MAX];
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct bmc_flow);
-} bmc_flows SEC(".maps");
-
-/*
- * Those that have no socket yet, for as long: see flow_get(). The least recently
- * used makes room, which only makes its connection one that is not known from
- * its start.
- */
-enum { BMC_EARLY = 256 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, BMC_EARLY);
-	__type(key, struct bmc_peers);
-	__type(value, struct bmc_flow);
-} bmc_early SEC(".maps");
-
-/* A new one, for it is too large for the stack. Nobody writes. */
-struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct bmc_flow);
-} bmc_blank SEC(".maps");
+} bmc_flows SEC(".maps");
+
+/* The table's index: one cache line for the tags of as many flows, see there. */
+enum { BMC_FLOW_WAYS = 16 };
+
+struct bmc_flow_set {
+	__u32 tags[BMC_FLOW_WAYS]; /* 0: free */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bmc_flow_set);
+} bmc_flow_sets SEC(".maps");
 
 /*
  * Counters. Each run for a packet is on one CPU with softirqs off, so nothing
@@ -318,6 +315,7 @@ struct walk {
 	bool opens; /* the first command that is known of the connection */
 	bool resumes; /* after something was missing */
 	bool probes; /* likewise, but it is not certain enough */
+	bool peeked; /* the whole packet is in the window */
 	bool lost; /* not understood */
 };
 
@@ -335,6 +333,8 @@ struct bmc_scratch {
 	struct tcphdr tcp;
 	__u32 text; /* offset of the memcached text */
 	__u32 text_len;
+	struct walk walk;
+	struct window window;
 	/* The key at hand, padded with zeroes to whole words. */
 	__u32 klen;
 	__u64 key[KEY_WORDS_MAX];
@@ -354,8 +354,6 @@ struct bmc_scratch {
 	__u64 word;
 	__u64 epoch;
 	__u8 frame[HEAD_MAX + 2 * BMC_REPLY_MAX + 16]; /* text at HEAD_MAX */
-	struct walk walk;
-	struct window window;
 };
 
 struct {

@@ -258,6 +258,81 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	return PACKET_UDP;
 }
 
+/* Most of what is not UDP, found with little code. */
+static __always_inline bool is_tcp(void *data, void *data_end)
+{
+	struct ethhdr *eth = data;
+	struct iphdr *ip4 = (void *)(eth + 1);
+	struct ipv6hdr *ip6 = (void *)(eth + 1);
+
+	if ((void *)(ip4 + 1) > data_end)
+		return false;
+	return (eth->h_proto == bpf_htons(ETH_P_IP) &&
+		ip4->protocol == IPPROTO_TCP) ||
+	       (eth->h_proto == bpf_htons(ETH_P_IPV6) &&
+		ip6->nexthdr == IPPROTO_TCP);
+}
+
+/*
+ * What packet_parse() finds in a TCP segment with nothing but the plain headers,
+ * as most are, less what only a reply in place would want to know. OTHER is
+ * for packet_parse() to judge.
+ */
+static __always_inline int segment_parse(void *data, void *data_end,
+					 enum way way, struct bmc_scratch *s)
+{
+	struct bmc_peers *peers = &s->request.peers;
+	__u64 src[2] = {}, dst[2] = {};
+	struct ethhdr *eth = data;
+	struct tcphdr *tcp;
+	void *ip = eth + 1;
+
+	if (ip + sizeof(struct iphdr) + sizeof(*tcp) > data_end)
+		return PACKET_OTHER;
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip4 = ip;
+
+		if (ip4->protocol != IPPROTO_TCP || ip4->version_ihl != 0x45 ||
+		    ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+			return PACKET_OTHER;
+		src[1] = mapped(ip4->saddr);
+		dst[1] = mapped(ip4->daddr);
+		tcp = (void *)(ip4 + 1);
+		s->l4_len = bpf_ntohs(ip4->tot_len) - sizeof(*ip4);
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip6 = ip;
+
+		tcp = (void *)(ip6 + 1);
+		if ((void *)(tcp + 1) > data_end ||
+		    ip6->nexthdr != IPPROTO_TCP || *(__u8 *)ip >> 4 != 6)
+			return PACKET_OTHER;
+		__builtin_memcpy(src, ip6->saddr, sizeof(src));
+		__builtin_memcpy(dst, ip6->daddr, sizeof(dst));
+		if (is_mapped(src) || is_mapped(dst))
+			return PACKET_OTHER;
+		s->l4_len = bpf_ntohs(ip6->payload_len);
+	} else {
+		return PACKET_OTHER;
+	}
+	/* Without a length: see BIG TCP above. */
+	if ((__s32)s->l4_len <= 0)
+		return PACKET_OTHER;
+	if (!is_memcached_port(way == WAY_IN ? tcp->dest : tcp->source))
+		return PACKET_OTHER;
+	*peers = way == WAY_IN
+			 ? (struct bmc_peers){ .client = { src[0], src[1] },
+					       .server = { dst[0], dst[1] },
+					       .client_port = tcp->source,
+					       .server_port = tcp->dest }
+			 : (struct bmc_peers){ .client = { dst[0], dst[1] },
+					       .server = { src[0], src[1] },
+					       .client_port = tcp->dest,
+					       .server_port = tcp->source };
+	s->tcp = *tcp;
+	s->l4 = (void *)tcp - data;
+	return PACKET_TCP;
+}
+
 /* The eight bytes before offset `end`. */
 static __always_inline bool word_before(void *data, void *data_end, __u64 end,
 					__u64 *w)

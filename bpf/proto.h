@@ -22,12 +22,14 @@ enum { KEY_WORDS = (BMC_KEY_MAX + 7) / 8 };
 enum {
 	TEXT_GET = 'g' | 'e' << 8 | 't' << 16 | ' ' << 24,
 	TEXT_GETS = 'g' | 'e' << 8 | 't' << 16 | 's' << 24,
+	TEXT_SET = 's' | 'e' << 8 | 't' << 16 | ' ' << 24,
 	TEXT_VALU = 'V' | 'A' << 8 | 'L' << 16 | 'U' << 24,
 	TEXT_E_SPACE = 'E' | ' ' << 8,
 	TEXT_END_ = 'E' | 'N' << 8 | 'D' << 16 | '\r' << 24,
 	TEXT_CRLF = '\r' | '\n'
 				   << 8,
 	GET_LEN = 4, /* "get " */
+	STORE_LEN = 4, /* "set " */
 	VALUE_LEN = 6, /* "VALUE " */
 	END_LEN = 5, /* "END\r\n" */
 };
@@ -170,10 +172,10 @@ enum {
 
 /* A part of a stream. Positions in it count from its first byte. */
 struct window {
-	__u8 bytes[WINDOW];
-	__u64 beyond; /* so that a word can be read anywhere */
 	__u32 at; /* where the next command or reply starts */
 	__u32 len; /* how many bytes there are */
+	__u8 bytes[WINDOW];
+	__u64 beyond; /* so that a word can be read anywhere */
 };
 
 static __always_inline __u8 window_at(const struct window *w, __u32 i)
@@ -276,6 +278,44 @@ __noinline __s64 window_number(struct window *w, __u32 at, __u32 end,
 		n = n * 10 + c;
 	}
 	return minus ? -n : n;
+}
+
+/* Where the token at `at` ends, if that is within `words` words. */
+static __always_inline __u32 token_end(const struct window *w, __u32 at,
+				       __u32 words)
+{
+	for (__u32 i = 0; i < words; i++) {
+		__u64 ends = word_ends(window_word(w, at));
+
+		if (ends)
+			return at + word_count(word_first(ends));
+		at += 8;
+	}
+	return at;
+}
+
+/*
+ * The number of up to seven digits at `at` and behind it whatever ends a key:
+ * shifted by 8, below it how many digits there are; 0 if it is not that. Without
+ * a call or a loop.
+ */
+static __always_inline __u64 window_digits(const struct window *w, __u32 at)
+{
+	__u64 word = window_word(w, at), n;
+	__u32 digits = word_count(word_first(word_ends(word)));
+
+	if (!word_ends(word) || !digits)
+		return 0;
+	/* Put to the end of a word behind zeroes. */
+	word <<= 64 - digits * 8;
+	n = word ^ (0x3030303030303030ULL << (64 - digits * 8));
+	if ((n | (n + 0x7676767676767676ULL)) & 0x8080808080808080ULL)
+		return 0;
+	/* Pairs, fours and eights of digits, each step all at once. */
+	n = (n * 10 + (n >> 8)) & 0x00ff00ff00ff00ffULL;
+	n = (n * 100 + (n >> 16)) & 0x0000ffff0000ffffULL;
+	n = (n * 10000 + (n >> 32)) & 0xffffffffULL;
+	return n << 8 | digits;
 }
 
 /* The six bits that a character of base64 stands for (RFC 4648), plus one. */
@@ -840,6 +880,46 @@ __noinline int command_binary(struct window *w, struct command *c)
 }
 
 /*
+ * The write that comes most, "set <key> <flags> <exptime> <bytes>", without
+ * looking at each token for itself. False if it has another form, or not all of
+ * its line is there.
+ */
+__noinline int command_set(struct window *w, struct command *c)
+{
+	__u64 flags, exptime, bytes;
+	__u32 key, at;
+
+	if (!w || !c)
+		return false;
+	key = w->at + STORE_LEN;
+	at = token_end(w, key, KEY_WORDS);
+	if (at == key || window_at(w, at) != ' ')
+		return false;
+	c->klen = at - key;
+	flags = window_digits(w, at + 1);
+	at += 1 + (flags & 0xff);
+	if (!flags || window_at(w, at) != ' ')
+		return false;
+	exptime = window_digits(w, at + 1);
+	at += 1 + (exptime & 0xff);
+	if (!exptime || window_at(w, at) != ' ')
+		return false;
+	bytes = window_digits(w, at + 1);
+	at += 1 + (bytes & 0xff);
+	if (!bytes || (__u16)window_word(w, at) != TEXT_CRLF ||
+	    at + 2 > w->len || c->klen > BMC_KEY_MAX)
+		return false;
+	c->kind = COMMAND_WRITE;
+	c->reply = REPLY_LINE;
+	c->key = key;
+	c->head = at + 2 - w->at;
+	c->block = (bytes >> 8) + 2;
+	c->expiry = EXPIRY_SET;
+	c->exptime = exptime >> 8;
+	return true;
+}
+
+/*
  * The command at w->at, in the protocol that its connection speaks. 1:
  * understood, 0: not, -1: its line or head goes on beyond the window.
  */
@@ -855,6 +935,9 @@ static __always_inline int command_parse(struct window *w, struct command *c,
 		return window_at(w, w->at) == MAGIC_REQUEST
 			       ? command_binary(w, c)
 			       : 0;
+	if ((__u32)window_word(w, w->at) == TEXT_SET && command_set(w, c))
+		return 1;
+	c->klen = 0;
 	line = window_line(w);
 	if (!line)
 		return w->len - w->at < LINE_MAX ? -1 : 0;
@@ -946,29 +1029,15 @@ __noinline int reply_line(struct window *w, struct reply *r)
 	return 1;
 }
 
-/* Where the token at `at` ends, if that is within `words` words. */
-static __always_inline __u32 token_end(const struct window *w, __u32 at,
-				       __u32 words)
-{
-	for (__u32 i = 0; i < words; i++) {
-		__u64 ends = word_ends(window_word(w, at));
-
-		if (ends)
-			return at + word_count(word_first(ends));
-		at += 8;
-	}
-	return at;
-}
-
 /*
- * The replies that come most, without a call: "END", "STORED" and the first line
+ * The replies that come most, without a loop over the line: "END", "STORED" and the first line
  * of a value, "VALUE <key> <flags> <bytes>". False if it is another, or not all
  * of it is there.
  */
 static __always_inline bool reply_quick(const struct window *w, struct reply *r)
 {
 	__u64 word = window_word(w, w->at), bytes;
-	__u32 at = w->at, have = w->len - at, digits;
+	__u32 at = w->at, have = w->len - at;
 
 	if ((__u32)word == TEXT_END_ && (__u8)(word >> 32) == '\n' &&
 	    have >= END_LEN) {
@@ -992,26 +1061,19 @@ static __always_inline bool reply_quick(const struct window *w, struct reply *r)
 	if (window_at(w, at) != ' ')
 		return false;
 	at++;
-	/* Up to seven digits, put to the end of a word behind zeroes. */
-	word = window_word(w, at);
-	digits = word_count(word_first(word_ends(word)));
-	if (!word_ends(word) || !digits)
-		return false;
-	word <<= 64 - digits * 8;
-	bytes = word ^ (0x3030303030303030ULL << (64 - digits * 8));
-	if ((bytes | (bytes + 0x7676767676767676ULL)) & 0x8080808080808080ULL)
-		return false;
-	/* Pairs, fours and eights of digits, each step all at once. */
-	bytes = (bytes * 10 + (bytes >> 8)) & 0x00ff00ff00ff00ffULL;
-	bytes = (bytes * 100 + (bytes >> 16)) & 0x0000ffff0000ffffULL;
-	bytes = (bytes * 10000 + (bytes >> 32)) & 0xffffffffULL;
-	at += digits;
-	if ((__u16)window_word(w, at) != TEXT_CRLF || at + 2 > w->len)
+	bytes = window_digits(w, at);
+	at += bytes & 0xff;
+	if (!bytes || (__u16)window_word(w, at) != TEXT_CRLF || at + 2 > w->len)
 		return false;
 	r->kind = REPLY_LIST;
 	r->head = at + 2 - w->at;
-	r->block = bytes + 2;
+	r->block = (bytes >> 8) + 2;
 	return true;
+}
+
+__noinline int reply_often(struct window *w, struct reply *r)
+{
+	return w && r && reply_quick(w, r);
 }
 
 /*
@@ -1041,7 +1103,7 @@ static __always_inline int reply_parse(struct window *w, struct reply *r,
 		r->last = r->opcode != 0x10 || !r->block || r->failed;
 		return r->block <= BLOCK_MAX;
 	}
-	if (reply_quick(w, r))
+	if (reply_often(w, r))
 		return 1;
 	line = window_line(w);
 	if (!line)

@@ -271,7 +271,7 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 		return;
 	}
 	lease_refuse(s);
-	walk_datagram(skb, s, st);
+	walk_datagram(skb, s);
 }
 
 /* A datagram from memcached: if it answers a lease, fill. */

@@ -269,7 +269,7 @@ impl<'obj> Loading<'obj> {
             .map_err(|err| libbpf_failed(err, "cannot open the BPF programs"))?;
         let cpus = num_possible_cpus().context("cannot count the CPUs")? as u64;
         // Whatever does not grow with --memory.
-        let any = Layout { buckets: 1, slabs: 1, senders: 1, leases: 1, expiries: 1 };
+        let any = Layout { buckets: 1, slabs: 1, senders: 1, leases: 1, expiries: 1, flow_sets: 1 };
         let fixed = skel
             .open_object()
             .maps()
@@ -336,6 +336,7 @@ impl<'obj> Loading<'obj> {
             senders: self.layout.senders,
             leases: self.layout.leases,
             expiries: self.layout.expiries,
+            flow_sets: self.layout.flow_sets,
             netns: system::netns()?,
             generic: u32::from(args.mode == Mode::Generic),
             ..Default::default()

@@ -5,18 +5,25 @@ use std::fmt;
 
 use crate::skel::types::bmc_bucket;
 use crate::skel::types::bmc_expiry;
+use crate::skel::types::bmc_flow;
+use crate::skel::types::bmc_flow_set;
 use crate::skel::types::bmc_lease;
 use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slab_meta;
 
 /// `BMC_LAYOUT` of `bpf/bmc.h`.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Least and most that `--memory` may be. A slot's address has 18 bits for its
 /// slab, less the one reference that stands for "none".
 pub const MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=256 << 30;
 
 const LEASES: std::ops::RangeInclusive<u64> = 256..=16384;
+
+/// Sets of TCP connections: as many as a thirty-second part of the memory holds.
+const FLOW_SETS: std::ops::RangeInclusive<u64> = 16..=4096;
+const FLOW_WAYS: u64 = 16;
+const FLOW_SET: u64 = size_of::<bmc_flow_set>() as u64 + FLOW_WAYS * size_of::<bmc_flow>() as u64;
 
 /// The kernel's own part of a map: its head, rounded to pages where user space
 /// can map it. Generous; the index gets what is left of it.
@@ -43,6 +50,8 @@ pub struct Layout {
     pub leases: u32,
     /// Lines of expiry records.
     pub expiries: u32,
+    /// Sets of 16 TCP connections; a power of two.
+    pub flow_sets: u32,
 }
 
 /// `--memory` cannot be had.
@@ -66,9 +75,12 @@ impl Layout {
         }
         let senders = power_of_two(memory / 64 / 8);
         let leases = power_of_two(memory / 128 / 96).clamp(*LEASES.start(), *LEASES.end());
+        let flow_sets = power_of_two(memory / 32 / FLOW_SET);
+        let flow_sets = flow_sets.clamp(*FLOW_SETS.start(), *FLOW_SETS.end());
+        let sized = senders * 8 + leases * size_of::<bmc_lease>() as u64 + flow_sets * FLOW_SET;
         let rest = memory
-            .checked_sub(fixed + senders * 8 + leases * size_of::<bmc_lease>() as u64)
-            .and_then(|rest| rest.checked_sub(6 * MAP_HEAD))
+            .checked_sub(fixed + sized)
+            .and_then(|rest| rest.checked_sub(8 * MAP_HEAD))
             .ok_or(OutOfRange(memory))?;
         let index = rest / (BUCKET + BUCKET_SLOTS) * BUCKET;
         let slabs = (rest - index) / SLAB;
@@ -81,6 +93,7 @@ impl Layout {
             senders: entries(senders)?,
             leases: entries(leases)?,
             expiries: entries((buckets / 2).max(1))?,
+            flow_sets: entries(flow_sets)?,
         })
     }
 
@@ -92,6 +105,8 @@ impl Layout {
             "bmc_senders" => Some(self.senders),
             "bmc_leases" => Some(self.leases),
             "bmc_expiry" => Some(self.expiries),
+            "bmc_flow_sets" => Some(self.flow_sets),
+            "bmc_flows" => Some(self.flow_sets * FLOW_WAYS as u32),
             _ => None,
         }
     }
@@ -120,6 +135,7 @@ mod tests {
             + u64::from(layout.slabs) * SLAB
             + u64::from(layout.senders) * 8
             + u64::from(layout.leases) * size_of::<bmc_lease>() as u64
+            + u64::from(layout.flow_sets) * FLOW_SET
     }
 
     #[test]

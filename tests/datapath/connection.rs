@@ -50,16 +50,17 @@ pub(crate) struct Connection {
 impl Connection {
     /// From the flow's source, any port of it, to its target.
     pub(crate) fn open(flow: &Flow) -> Self {
-        Self::open_to(flow, flow.target)
+        Self::open_to(flow, 0, flow.target)
     }
 
-    /// Likewise, to a memcached that listens on another address.
-    pub(crate) fn open_to(flow: &Flow, listen: SocketAddr) -> Self {
+    /// Likewise, from a port of the client's (0: any), to a memcached that listens
+    /// on another address.
+    pub(crate) fn open_to(flow: &Flow, port: u16, listen: SocketAddr) -> Self {
         let wire = Wire::open();
         let listener = listener(listen);
         let family = if flow.source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let client = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        let source = SocketAddr::new(flow.source.ip(), 0);
+        let source = SocketAddr::new(flow.source.ip(), port);
         bind(client.as_raw_fd(), &SockaddrStorage::from(source)).unwrap();
         connect(client.as_raw_fd(), &SockaddrStorage::from(flow.target)).unwrap();
         let client = TcpStream::from(client);
@@ -73,6 +74,11 @@ impl Connection {
         let sent = wire.first_sequence(flow.source.port()).wrapping_add(1);
         let received = wire.first_sequence(flow.target.port()).wrapping_add(1);
         Self { client, server, flow, sent, received }
+    }
+
+    /// The client's port.
+    pub(crate) fn port(&self) -> u16 {
+        self.flow.source.port()
     }
 
     /// The client sends.

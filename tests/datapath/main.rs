@@ -23,4 +23,5 @@ mod random;
 mod reads;
 mod scene;
 mod streams;
+mod table;
 mod writes;

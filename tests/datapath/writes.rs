@@ -1037,9 +1037,9 @@ fn connections_of_all_kinds_are_followed() {
     for (what, mut tcp) in [
         ("IPv4", Connection::open(&v4())),
         ("IPv6", Connection::open(&v6())),
-        ("IPv4, any address", Connection::open_to(&v4(), "0.0.0.0:11211".parse().unwrap())),
-        ("IPv6, any address", Connection::open_to(&v6(), "[::]:11211".parse().unwrap())),
-        ("IPv4 to IPv6", Connection::open_to(&v4(), "[::]:11211".parse().unwrap())),
+        ("IPv4, any address", Connection::open_to(&v4(), 0, "0.0.0.0:11211".parse().unwrap())),
+        ("IPv6, any address", Connection::open_to(&v6(), 0, "[::]:11211".parse().unwrap())),
+        ("IPv4 to IPv6", Connection::open_to(&v4(), 0, "[::]:11211".parse().unwrap())),
         ("loopback", Connection::open(&local("127.0.0.1:1", "127.0.0.1:11211"))),
         ("IPv6 loopback", Connection::open(&local("[::1]:1", "[::1]:11211"))),
         ("to itself", Connection::open(&local("10.1.0.1:1", "10.1.0.1:11211"))),

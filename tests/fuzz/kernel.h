@@ -61,13 +61,11 @@ static inline long native_loop(__u32 n, long (*step)(__u32, void *), void *arg)
 /* memcached's socket, and the one connection there is. */
 static struct bpf_sock sock = { .state = 1 };
 static struct bpf_tcp_sock tcp_sock;
-static struct bmc_flow *sock_flow;
+static struct bmc_flow *the_flow;
 #define bpf_skc_lookup_tcp(skb, tuple, size, netns, flags) \
 	((void)(tuple), (void)(size), &sock)
-#define bpf_sk_fullsock(sk) (sk)
 #define bpf_tcp_sock(sk) (&tcp_sock)
 #define bpf_sk_release(sk) ((void)(sk))
-#define bpf_sk_storage_get(map, sk, value, flags) (sock_flow)
 
 static void *map_value(const void *map);
 #define bpf_map_lookup_elem(map, key) ((void)(key), map_value(map))
@@ -93,15 +91,19 @@ static struct bmc_config cfg;
 static __u64 write_begin(__u64 hash, bool pending, __u64 lag);
 static void flush_all(struct bmc_stats *st, __u64 until);
 
+#include "table.bpf.h"
 #include "flow.bpf.h"
 
 static struct bmc_stats native_stats;
 static struct bmc_global native_global;
+static struct bmc_flow_set native_set;
 static void *map_value(const void *map)
 {
-	return map == &bmc_stats    ? (void *)&native_stats
-	       : map == &bmc_global ? (void *)&native_global
-				    : NULL;
+	return map == &bmc_stats       ? (void *)&native_stats
+	       : map == &bmc_global    ? (void *)&native_global
+	       : map == &bmc_flows     ? (void *)the_flow
+	       : map == &bmc_flow_sets ? (void *)&native_set
+				       : NULL;
 }
 
 #endif /* KERNEL_H */

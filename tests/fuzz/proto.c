@@ -731,7 +731,8 @@ static void flow_walk(const __u8 *s, int packets, bool replies)
 
 	memset(&flow, 0, sizeof(flow));
 	memset(&native_stats, 0, sizeof(native_stats));
-	sock_flow = &flow;
+	the_flow = &flow;
+	native_set.tags[0] = flow_tag(peers_hash(&sc->request.peers));
 	dids = 0;
 	if (replies)
 		flow.mode = FLOW_MUTE;
@@ -744,10 +745,11 @@ static void flow_walk(const __u8 *s, int packets, bool replies)
 		sc->tcp.seq = bpf_htonl(from);
 		tcp_sock.rcv_nxt = from;
 		tcp_sock.bytes_received = from;
+		walk_begin(sc, 0, n);
 		if (replies)
-			flow_out(&skb, sc, &native_stats, 0, n);
+			flow_out(&skb, sc, &native_stats);
 		else
-			flow_in(&skb, sc, &native_stats, 0, n);
+			flow_in(&skb, sc, &native_stats);
 		from += n;
 	}
 }
@@ -1012,6 +1014,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argv;
 	all_known = getenv("BMC_FUZZ_ALL_KNOWN");
 	cfg.wall = WALL;
+	cfg.flow_sets = 1;
 	behind_fill();
 	for (size_t i = 0; i < sizeof(cfg.nh) / sizeof(cfg.nh[0]); i++) {
 		random = random * 1664525 + 1013904223;
