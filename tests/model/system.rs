@@ -170,11 +170,8 @@ pub(crate) enum Without {
     WordsOfEnd,
     /// `write_end()`: erases the record if its CAS fails
     EraseOfEnd,
-    /// `write_record()`: erases the record if the word has moved
-    EraseOfRecord,
-    /// `bucket_reap()`: forgets all records first, because the write's expiry was
-    /// not recorded
-    FlushOfReap,
+    /// `walk_write()`: records the end, as a bound, when the write begins
+    LessOfBegin,
     /// `expiry_less()`: nothing comes between its load and its store
     AtomicLess,
     /// The quarantine of a lost connection's writes
@@ -253,7 +250,6 @@ enum WriteAt {
     LooksAgain,
     Records,
     StoresLess,
-    Rechecks,
     /// Without [`Without::WriterOrder`]
     QuarantineLast,
     QuarantineAllLast,
@@ -350,14 +346,11 @@ enum Wrong {
 
 /// Everything that anyone can know.
 #[derive(Clone, Copy, Hash)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct State {
     word: u8,
     epoch: u8,
     quarantine: bool,
     quarantine_all: bool,
-    /// `bucket_reap()` is half done.
-    reaps: bool,
     /// [`Without::FlagForLease`]
     flag: bool,
     /// 0: empty, else the key plus one
@@ -621,7 +614,6 @@ impl Model for System {
             epoch: 1,
             quarantine: false,
             quarantine_all: false,
-            reaps: false,
             flag: false,
             ways: [0; KEYS],
             slots: [empty; KEYS],

@@ -70,6 +70,15 @@ impl Writer {
     fn forget(&mut self, at: WriteAt) {
         *self = Self { at, sole: false, exact: false, word: 0, epoch: 0, ..*self };
     }
+
+    /// To memcached; what it knows is for `write_end()`, if that follows.
+    fn goes_on(&mut self) {
+        if self.pending {
+            self.at = WriteAt::GoesOn;
+        } else {
+            self.forget(WriteAt::GoesOn);
+        }
+    }
 }
 
 /// The GET goes on to memcached, without a lease of its own.
@@ -507,30 +516,20 @@ impl System {
                 let (what, begun) = self.write_begin(s, write);
                 steps.go(what, |n| *n = begun);
             }
-            WriteAt::LooksAgain => steps.go("write_begin: loads the quarantines again", |n| {
-                let followed = n.writers[write].pending;
-                let quarantine = followed && n.quarantine || n.quarantine_all;
-                n.writers[write].sole &= !quarantine;
+            WriteAt::LooksAgain => steps.go("write_begin: loads G's quarantine", |n| {
+                n.writers[write].sole &= !n.quarantine_all;
                 n.writers[write].epoch = n.epoch;
-                n.writers[write].at = if followed { WriteAt::GoesOn } else { WriteAt::Records };
+                n.writers[write].at = WriteAt::Records;
             }),
-            WriteAt::Records if w.sole => steps.go("write_record: stores the exact end", |n| {
-                n.put(key, w.epoch, spec.end);
-                n.writers[write].at = WriteAt::Rechecks;
-            }),
-            WriteAt::Records => steps.go("write_record: expiry_less", |n| {
+            WriteAt::Records if self.without(Without::LessOfBegin) => {
+                steps.go("goes on", |n| n.writers[write].goes_on());
+            }
+            WriteAt::Records => steps.go("walk_write: expiry_less", |n| {
                 self.less(n, write, WriteAt::StoresLess, WriteAt::GoesOn);
             }),
-            WriteAt::StoresLess => steps.go("write_record: stores the lesser end", |n| {
+            WriteAt::StoresLess => steps.go("walk_write: stores the lesser end", |n| {
                 n.put(key, w.epoch, spec.end);
-                n.writers[write].forget(WriteAt::GoesOn);
-            }),
-            WriteAt::Rechecks => steps.go("write_record: is W what it was?", |n| {
-                let moved = !is_same(n.word, w.word) || n.epoch != w.epoch;
-                if moved && !self.without(Without::EraseOfRecord) {
-                    n.put(key, n.epoch, 0);
-                }
-                n.writers[write].forget(WriteAt::GoesOn);
+                n.writers[write].goes_on();
             }),
             WriteAt::Quarantined => steps.go("write_begin: adds GEN to W", |n| {
                 self.bump(n, write, GEN);
@@ -739,8 +738,8 @@ impl System {
             n.put(key as usize, epoch, end);
             n.writers[write].at = then;
         }
-        if then == WriteAt::GoesOn && n.writers[write].at == then {
-            n.writers[write].forget(then);
+        if n.writers[write].at == WriteAt::GoesOn {
+            n.writers[write].goes_on();
         }
     }
 
@@ -905,17 +904,9 @@ impl System {
                     && s.writers.iter().all(|w| !w.pending || w.at >= WriteAt::Applied)
                 || self.may(May::LoseReplies) && s.writers.iter().zip(&self.writes).all(reply_lost))
         {
-            if self.expires() && !s.reaps && !self.without(Without::FlushOfReap) {
-                steps.go("BMC_LOST_S is over: bucket_reap adds GEN to G", |n| {
-                    n.epoch += 1;
-                    n.reaps = true;
-                });
-            } else {
-                steps.go("BMC_LOST_S is over: bucket_reap", |n| {
-                    n.word = (n.word & !(GEN - PEND)) + GEN;
-                    n.reaps = false;
-                });
-            }
+            steps.go("BMC_LOST_S is over: bucket_reap", |n| {
+                n.word = (n.word & !(GEN - PEND)) + GEN;
+            });
         }
     }
 
