@@ -148,12 +148,12 @@ int bmc_tx(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* Run by the tool: the time by which entries end, its lower half. */
+/* Run by the tool: the time by which entries end. */
 SEC("syscall")
 int bmc_now(void *ctx)
 {
 	(void)ctx;
-	return bpf_jiffies64();
+	return age_now();
 }
 
 /* Run by the tool: forget every entry. */

@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 3,
+	BMC_LAYOUT = 4,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -29,16 +29,19 @@ enum bmc_limit {
 
 	BMC_SLAB_SHIFT = 20, /* a slab is 1 MiB, as memcached's page */
 	BMC_SLAB_SIZE = 1 << BMC_SLAB_SHIFT,
-	BMC_UNIT_SHIFT = 6, /* slots are whole cache lines */
+	BMC_UNIT_SHIFT = 5, /* slots are halves of cache lines */
 	BMC_UNIT = 1 << BMC_UNIT_SHIFT,
-	BMC_SLOT_MAX = 1472, /* header + BMC_REPLY_MAX, in whole units */
-	BMC_CLASSES = 8,
+	BMC_SLOT_MAX = 1440, /* header + BMC_REPLY_MAX, in whole units */
+	BMC_CLASSES = 16,
+
+	BMC_SERVERS = 128, /* addresses and ports that memcacheds answer from */
+	BMC_AGE_SHIFT = 26, /* ages are in 2^26 ns, which is 67 ms */
 };
 
-/* Where a slot keeps its text: the key, 6 bytes on, is then line-aligned. */
+/* Where a slot keeps its text, and behind "VALUE " the key. */
 enum bmc_slot_offset {
-	BMC_SLOT_TEXT = 58,
-	BMC_SLOT_KEY = 64,
+	BMC_SLOT_TEXT = 30,
+	BMC_SLOT_KEY = 36,
 };
 
 /*
@@ -70,25 +73,28 @@ struct bmc_bucket {
  */
 struct bmc_slot {
 	__u64 hash; /* of the key */
-	__u64 epoch; /* G when the lease was taken */
-	__u64 deadline; /* jiffies; no hit from then on */
-	__u64 addr[2]; /* memcached's address as the client wrote it, IPv4 mapped */
+	__u64 epoch_len; /* GEN of G when the lease was taken, above 16 bits: text */
 	__u32 seq; /* odd while the slot is being written */
-	__u32 vlan; /* outer id, inner id << 12; 0 untagged */
-	__be16 port;
-	__u16 len; /* of the text */
+	__u32 deadline; /* as an age; no hit from then on */
 	__u16 csum; /* ones' complement sum of the text, not inverted */
 	__u8 klen;
 	__u8 heat; /* hits seen by the eviction, saturating */
+	__u8 server; /* memcached's number in bmc_servers */
 	__u8 class;
-	__u8 pad;
-	__u8 text[BMC_SLOT_KEY - BMC_SLOT_TEXT]; /* its start, "VALUE " */
+	__u8 text[2]; /* its start, "VA" */
 };
 
-_Static_assert(sizeof(struct bmc_bucket) == BMC_UNIT,
-	       "a bucket is one cache line");
-_Static_assert(sizeof(struct bmc_slot) == BMC_SLOT_KEY,
-	       "the key follows the head");
+/* A memcached as its clients write it. Numbers are handed out once and stay. */
+struct bmc_server {
+	__u64 addr[2]; /* IPv4 mapped into IPv6, network byte order */
+	__u32 vlan; /* outer id, inner id << 12; 0 untagged */
+	__u32 state; /* 0: free, 1: is being written, 2: valid */
+	__be16 port;
+	__u16 pad[3];
+};
+
+_Static_assert(sizeof(struct bmc_bucket) == 64, "a bucket is a cache line");
+_Static_assert(sizeof(struct bmc_slot) == BMC_UNIT, "the head is a unit");
 
 /* How much of each thing there is, and how to behave: set before load. */
 struct bmc_prefix4 {

@@ -6,7 +6,8 @@
  * A key's bucket depends on the key alone, never on which memcached it was
  * asked from: a write that reaches memcached by another address, port or
  * family must find the same bucket. Which memcached an entry belongs to is
- * part of the slot and compared in full.
+ * part of the slot: a number, given to each address, port and tag that one
+ * answers from, and compared with them in full.
  *
  * A way of a bucket is one word, so that it changes in one store:
  *
@@ -33,21 +34,23 @@ enum {
 	UNITS = 1 << UNITS_SHIFT,
 	COPY_INLINE = 256, /* bytes; more are copied by a helper */
 	HEAT_MAX = 3, /* hits that a slot remembers */
+	SERVER_STEPS = 8, /* numbers that one memcached may have */
 	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
 	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
-	TEXT_PAD = 4, /* zeroes behind it: bpf_csum_diff() wants whole words */
 	/* What the verifier takes a slot for: head and text in whole chunks. */
 	SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,
 };
 
-/* Sizes of the classes in units; what a slot holds is at most its size less
- * the head and the padding of the checksum.
+/* Sizes of the classes in units: those that waste least of them on the values of
+ * Facebook's ETC and USR pools (Atikoglu et al., SIGMETRICS 2012) and of Twitter's
+ * clusters (Yang et al., OSDI 2020), taken together.
  */
-const volatile __u8 class_units[BMC_CLASSES] = { 2, 3, 4, 6, 8, 12, 16, 23 };
+const volatile __u8 class_units[BMC_CLASSES] = { 2,  3,	 4,  5,	 6,  7,	 8,  10,
+						 12, 14, 17, 20, 24, 29, 36, 45 };
 
-_Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN + TEXT_PAD <= BMC_SLOT_MAX,
+_Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN <= BMC_SLOT_MAX,
 	       "the largest reply fits the largest slot");
-_Static_assert(23 * BMC_UNIT == BMC_SLOT_MAX,
+_Static_assert(45 * BMC_UNIT == BMC_SLOT_MAX,
 	       "the last class is the largest slot");
 
 static __always_inline bool is_clean(__u64 word)
@@ -113,8 +116,13 @@ static __always_inline __u8 *slot_text(struct bmc_slot *slot)
 /* A slot as far as its key goes. */
 struct slot_key {
 	struct bmc_slot slot;
-	__u64 key[KEY_WORDS];
+	__u8 text[BMC_SLOT_KEY - sizeof(struct bmc_slot) + KEY_WORDS * 8];
 };
+
+static __always_inline __u64 slot_key_word(const struct slot_key *k, __u32 i)
+{
+	return *(const __u64 *)((const __u8 *)k + BMC_SLOT_KEY + i * 8);
+}
 
 /* Whether the slot holds the key in s, for the memcached that s asks. */
 static __always_inline bool slot_is(const struct slot_key *k,
@@ -124,19 +132,89 @@ static __always_inline bool slot_is(const struct slot_key *k,
 	__u64 differ;
 
 	if (k->slot.hash != s->hash || k->slot.klen != s->klen ||
-	    k->slot.port != s->request.peers.server_port ||
-	    k->slot.vlan != s->request.peers.vlan ||
-	    k->slot.addr[0] != s->request.peers.server[0] ||
-	    k->slot.addr[1] != s->request.peers.server[1] || words >= KEY_WORDS)
+	    k->slot.server != s->server || words >= KEY_WORDS)
 		return false;
 	/* The bits of the last word that are the key's: none if rest is 0. */
-	differ = (k->key[words] ^ s->key[words]) & ((1ULL << rest) - 1);
+	differ = (slot_key_word(k, words) ^ s->key[words]) & ((1ULL << rest) - 1);
 	for (__u32 i = 0; i < KEY_WORDS - 1; i++) {
 		if (i >= words)
 			break;
-		differ |= k->key[i] ^ s->key[i];
+		differ |= slot_key_word(k, i) ^ s->key[i];
 	}
 	return !differ;
+}
+
+static __always_inline bool server_is(const struct bmc_server *server,
+				      const struct bmc_peers *peers)
+{
+	return READ_ONCE(server->state) == 2 &&
+	       server->addr[0] == peers->server[0] &&
+	       server->addr[1] == peers->server[1] &&
+	       server->vlan == peers->vlan && server->port == peers->server_port;
+}
+
+/* The number that is tried first. */
+static __always_inline __u32 server_first(const struct bmc_peers *peers)
+{
+	__u64 sum = peers->server[0] + peers->server[1] + peers->server_port +
+		    ((__u64)peers->vlan << 16);
+
+	return (sum * 0x9e3779b97f4a7c15ULL) >> 57;
+}
+
+/*
+ * Sets s->server to the number, plus 1, of the memcached that s asks; with `add`
+ * it gets one if it has none and there is one left. memcacheds at work when their
+ * numbers are handed out may get two: one of them is found then.
+ */
+__noinline int server_seek(struct bmc_scratch *s, bool add)
+{
+	const struct bmc_peers *peers;
+	__u32 first;
+
+	if (!s)
+		return 0;
+	peers = &s->request.peers;
+	first = server_first(peers);
+	s->server = 0;
+	for (__u32 i = 0; i < SERVER_STEPS; i++) {
+		__u32 nr = (first + i) & (BMC_SERVERS - 1);
+		struct bmc_server *server;
+
+		server = bpf_map_lookup_elem(&bmc_servers, &nr);
+		if (!server)
+			break;
+		if (server_is(server, peers)) {
+			s->server = nr + 1;
+			break;
+		}
+		if (READ_ONCE(server->state))
+			continue;
+		if (!add)
+			break;
+		if (__sync_val_compare_and_swap(&server->state, 0, 1))
+			continue;
+		server->addr[0] = peers->server[0];
+		server->addr[1] = peers->server[1];
+		server->vlan = peers->vlan;
+		server->port = peers->server_port;
+		smp_store_release(server->state, 2);
+		s->server = nr + 1;
+		break;
+	}
+	return 0;
+}
+
+/* The same without `add`, and seldom with a call. */
+static __always_inline void server_find(struct bmc_scratch *s)
+{
+	__u32 nr = server_first(&s->request.peers);
+	struct bmc_server *server = bpf_map_lookup_elem(&bmc_servers, &nr);
+
+	if (server && server_is(server, &s->request.peers))
+		s->server = nr + 1;
+	else
+		server_seek(s, false);
 }
 
 /* The same, checked by the verifier on its own: for loops that need not race. */
@@ -165,13 +243,20 @@ static __always_inline void text_copy(__u8 *to, const __u8 *text, __u64 len)
 }
 
 /*
- * Whether nobody misses the slot's content: too old, or from before a flush.
- * Ages are in jiffies, which the verifier makes a load, no call.
+ * Now, as an age: from jiffies, which the verifier makes a load, no call. It
+ * turns over after nine years.
  */
-static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u64 now,
+static __always_inline __u32 age_now(void)
+{
+	return bpf_jiffies64() * cfg.tick >> BMC_AGE_SHIFT;
+}
+
+/* Whether nobody misses the slot's content: too old, or from before a flush. */
+static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u32 now,
 					 __u64 epoch)
 {
-	return slot->deadline <= now || slot->epoch != epoch;
+	return READ_ONCE(slot->deadline) <= now ||
+	       slot->epoch_len >> 16 != epoch >> 17;
 }
 
 enum found { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
@@ -199,6 +284,9 @@ static __always_inline int find(struct bmc_scratch *s)
 	smp_rmb();
 	if (!is_clean(word) || !is_clean(epoch))
 		return FIND_MISS;
+	server_find(s);
+	if (!s->server)
+		return FIND_MISS;
 
 	for (int i = 0; i < BMC_WAYS; i++) {
 		__u64 way = READ_ONCE(b->ways[i]), len, at;
@@ -219,9 +307,9 @@ static __always_inline int find(struct bmc_scratch *s)
 			found = FIND_MISPREDICTION;
 			continue;
 		}
-		if (slot_is_dead(slot, bpf_jiffies64(), epoch))
+		if (slot_is_dead(slot, age_now(), epoch))
 			continue;
-		len = slot->len;
+		len = (__u16)slot->epoch_len;
 		csum = slot->csum;
 		at = READ_ONCE(s->reply_len);
 		barrier_var(len);
@@ -274,8 +362,7 @@ static __always_inline __u32 class_for(__u32 len)
 	__u32 c = 0;
 
 	for (; c < BMC_CLASSES - 1; c++)
-		if (BMC_SLOT_TEXT + len + TEXT_PAD <= (__u32)class_units[c]
-							      << BMC_UNIT_SHIFT)
+		if (BMC_SLOT_TEXT + len <= (__u32)class_units[c] << BMC_UNIT_SHIFT)
 			break;
 	return c;
 }
@@ -380,7 +467,7 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 
 /* An entry gives way to another one, if it was of use still. */
 static __always_inline void count_eviction(const struct bmc_slot *slot,
-					   __u64 now, __u64 epoch)
+					   __u32 now, __u64 epoch)
 {
 	struct bmc_stats *st = stats();
 
@@ -396,7 +483,7 @@ static __always_inline void count_eviction(const struct bmc_slot *slot,
  * returned taken.
  */
 static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
-					 __u32 units, __u64 now, __u64 epoch)
+					 __u32 units, __u32 now, __u64 epoch)
 {
 	struct bmc_class *class = &pool->classes[c];
 	__u32 zero = 0, slots = class_slots(units);
@@ -453,7 +540,7 @@ enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION, FILL_EXPIRY };
  * its word in the bucket, 1 to 7; 0 if there is none.
  */
 __noinline int bucket_way(const struct bmc_bucket *b,
-			  const struct bmc_scratch *s, __u64 now)
+			  const struct bmc_scratch *s, __u32 now)
 {
 	int empty = 0, cold = 0;
 
@@ -488,23 +575,31 @@ static __always_inline void bucket_cool(struct bmc_bucket *b)
 	}
 }
 
-/* The ones' complement sum of the slot's text, padded with zeroes. */
-static __always_inline __u16 text_csum(__u8 *text, __u32 len)
+/* The ones' complement sum of the slot's text. */
+static __always_inline __u16 text_csum(__u8 *text, __u64 len)
 {
+	__u64 rest = len & 3, whole = len & ~3ULL;
 	__s64 sum = 0;
+	__u8 *last;
 
-	*(__u32 *)(text + len) = 0;
-	len = (len + 3) & ~3;
+	/* bpf_csum_diff() wants whole words: what is left over is masked out of
+	 * the last one, which may reach beyond the slot.
+	 */
+	barrier_var(whole);
+	if (whole > BMC_REPLY_MAX)
+		return 0;
+	last = text + whole;
 	for (int i = 0; i < 3; i++) {
-		__u32 n = len > CSUM_CHUNK ? CSUM_CHUNK : len;
+		__u32 n = whole > CSUM_CHUNK ? CSUM_CHUNK : whole;
 
 		if (!n)
 			break;
 		sum = bpf_csum_diff(NULL, 0, (__be32 *)text, n, sum);
 		text += CSUM_CHUNK;
-		len -= n;
+		whole -= n;
 	}
-	return csum_fold((__u32)sum);
+	return csum_fold((__u64)(__u32)sum +
+			 (*(__u32 *)last & ((1ULL << rest * 8) - 1)));
 }
 
 /*
@@ -521,7 +616,8 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_global *g = cache_global();
 	__u32 zero = 0, c = class_for(len), units, slab, unit;
 	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	__u64 now = bpf_jiffies64(), word, old, life;
+	__u64 word, old, life;
+	__u32 now = age_now();
 	int done = FILL_ADMISSION;
 	__u64 *way;
 	__u32 n;
@@ -529,14 +625,17 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_bucket *b;
 	__s64 ref;
 
-	if (!s || !g || !pool || c >= BMC_CLASSES || !cfg.tick)
+	if (!s || !g || !pool || c >= BMC_CLASSES)
 		return FILL_RACED;
 	b = cache_bucket(s->hash);
 	if (!b || READ_ONCE(g->word) != s->epoch || len > BMC_REPLY_MAX || !len)
 		return FILL_RACED;
-	life = expiry_life(s->hash, s->epoch) / cfg.tick;
+	life = expiry_life(s->hash, s->epoch) >> BMC_AGE_SHIFT;
 	if (!life)
 		return FILL_EXPIRY;
+	server_seek(s, true);
+	if (!s->server)
+		return FILL_ADMISSION;
 	units = class_units[c];
 	word = s->word;
 	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
@@ -584,13 +683,9 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 
 	/* From here on the slot is ours: its number is odd. */
 	slot->hash = s->hash;
-	slot->epoch = s->epoch;
+	slot->epoch_len = s->epoch >> 17 << 16 | len;
 	slot->deadline = now + life;
-	slot->addr[0] = s->request.peers.server[0];
-	slot->addr[1] = s->request.peers.server[1];
-	slot->vlan = s->request.peers.vlan;
-	slot->port = s->request.peers.server_port;
-	slot->len = len;
+	slot->server = s->server;
 	slot->klen = s->klen;
 	slot->heat = 0;
 	slot->class = c;

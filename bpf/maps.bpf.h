@@ -91,6 +91,15 @@ struct {
 	__type(value, struct bmc_pool);
 } bmc_pool SEC(".maps");
 
+/* Who the entries are from: see cache.bpf.h. Fills write, hits read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, BMC_SERVERS);
+	__type(key, __u32);
+	__type(value, struct bmc_server);
+} bmc_servers SEC(".maps");
+
 /* For each slab: its class and the next slab (plus one) of that class. */
 struct bmc_slab_meta {
 	__u32 class;
@@ -153,7 +162,7 @@ struct bmc_peers {
 	__u64 server[2];
 	__be16 client_port;
 	__be16 server_port;
-	__u32 vlan; /* as in struct bmc_slot */
+	__u32 vlan; /* as in struct bmc_server */
 };
 
 /* One UDP request: who asks whom, under which request id. */
@@ -350,6 +359,8 @@ struct bmc_scratch {
 	/* The reply so far, END not included. */
 	__u32 reply_len;
 	__u64 reply_csum;
+	/* memcached's number, plus 1; 0: it has none yet. */
+	__u32 server;
 	/* What cache_find() saw: the words a lease would carry. */
 	__u64 word;
 	__u64 epoch;

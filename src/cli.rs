@@ -162,7 +162,7 @@ pub struct Attach {
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub mode: Mode,
 
-    /// Memory to lock for the cache, all told: 16M to 256G
+    /// Memory to lock for the cache, all told: 16M to 128G
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
     pub memory: u64,
 
@@ -374,7 +374,7 @@ fn iface(text: &str) -> Result<String, String> {
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !layout::MEMORY.contains(&bytes) {
-        return Err("not within 16M and 256G".into());
+        return Err("not within 16M and 128G".into());
     }
     Ok(bytes)
 }
@@ -487,8 +487,8 @@ mod tests {
             ("256MB", "not a size: bytes, or a number with K, M, G or T"),
             ("99999999999999999999", "too large a number"),
             ("99999999999999T", "too much"),
-            ("15M", "not within 16M and 256G"),
-            ("257G", "not within 16M and 256G"),
+            ("15M", "not within 16M and 128G"),
+            ("129G", "not within 16M and 128G"),
         ] {
             assert_eq!(memory(text), Err(why.into()), "{text}");
         }

@@ -18,6 +18,7 @@ use crate::output::escaped;
 use crate::output::span;
 use crate::skel::types::bmc_bucket;
 use crate::skel::types::bmc_global;
+use crate::skel::types::bmc_server;
 use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slot;
 
@@ -26,12 +27,15 @@ use crate::skel::types::bmc_slot;
 const DIRTY: u64 = (1 << 17) - 1;
 
 /// `BMC_UNIT`: slots start at multiples of it.
-const UNIT: usize = size_of::<bmc_bucket>();
+const UNIT: usize = size_of::<bmc_slot>();
 const UNITS: usize = size_of::<bmc_slab>() / UNIT;
 
 /// `BMC_SLOT_TEXT`: the text starts here, and six bytes on, its key.
 const TEXT: usize = offset_of!(bmc_slot, text);
-const SLOT_MAX: usize = 1472; // BMC_SLOT_MAX
+const SLOT_MAX: usize = 1440; // BMC_SLOT_MAX
+
+/// `BMC_AGE_SHIFT`: the unit of a deadline is so many powers of two, in ns.
+const AGE_SHIFT: u32 = 26;
 
 /// What may follow the key: flags, a length, the line's end.
 const NUMBERS: usize = " 4294967295 1048576\r\n".len();
@@ -53,10 +57,10 @@ struct Entry {
 struct Cache {
     index: Shared,
     slabs: Shared,
+    servers: Shared,
     buckets: usize,
     epoch: u64,
     now: u32,
-    tick: Duration,
 }
 
 impl Cache {
@@ -70,10 +74,10 @@ impl Cache {
         Ok(Self {
             index: map("index")?,
             slabs: map("slabs")?,
+            servers: map("servers")?,
             buckets: config.buckets as usize,
             epoch: global.word,
             now: instance::now(&instance.dir)?,
-            tick: Duration::from_nanos(config.tick),
         })
     }
 
@@ -83,7 +87,10 @@ impl Cache {
             return Ok(());
         }
         for bucket in 0..self.buckets {
-            let Some(bucket) = self.index.read::<bmc_bucket>(bucket * UNIT) else { break };
+            let Some(bucket) = self.index.read::<bmc_bucket>(bucket * size_of::<bmc_bucket>())
+            else {
+                break;
+            };
             if bucket.word & DIRTY != 0 {
                 continue;
             }
@@ -103,11 +110,15 @@ impl Cache {
         let unit = (way as u32).checked_sub(1)? as usize;
         let offset = unit / UNITS * size_of::<bmc_slab>() + unit % UNITS * UNIT;
         let head: bmc_slot = self.slabs.read(offset)?;
-        if head.seq % 2 != 0 || head.hash >> 32 != way >> 32 || head.epoch != self.epoch {
+        if head.seq % 2 != 0
+            || head.hash >> 32 != way >> 32
+            || head.epoch_len >> 16 != self.epoch >> 17
+        {
             return None;
         }
         // The line before the value is all there is to show.
-        let len = usize::from(head.len).min("VALUE ".len() + usize::from(head.klen) + NUMBERS);
+        let len = usize::from(head.epoch_len as u16)
+            .min("VALUE ".len() + usize::from(head.klen) + NUMBERS);
         let mut words = [0; SLOT_MAX / 8];
         let words = words.get_mut(..(TEXT + len).div_ceil(8))?;
         self.slabs.copy(offset, words)?;
@@ -116,32 +127,33 @@ impl Cache {
             return None;
         }
         let bytes: Vec<_> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let left = ticks_left(head.deadline, self.now)? * self.tick;
-        decode(&head, bytes.get(TEXT..TEXT + len)?, left)
+        let server = usize::from(head.server).checked_sub(1)?;
+        let server = self.servers.read(server * size_of::<bmc_server>())?;
+        let left = time_left(head.deadline, self.now)?;
+        decode(&head, &server, bytes.get(TEXT..TEXT + len)?, left)
     }
 }
 
-/// Jiffies until the deadline, of which `now` is the lower half of the clock;
-/// `None` if it has passed. No entry lives for as long as 2^31 of them.
-fn ticks_left(deadline: u64, now: u32) -> Option<u32> {
-    let left = (deadline as u32).wrapping_sub(now);
-    (deadline != 0 && left != 0 && left < 1 << 31).then_some(left)
+/// The time until the deadline, `None` if it has passed.
+fn time_left(deadline: u32, now: u32) -> Option<Duration> {
+    let left = deadline.checked_sub(now).filter(|left| *left > 0)?;
+    Some(Duration::from_nanos(u64::from(left) << AGE_SHIFT))
 }
 
 /// Reads "VALUE <key> <flags> <bytes>\r\n...".
-fn decode(head: &bmc_slot, text: &[u8], left: Duration) -> Option<Entry> {
+fn decode(head: &bmc_slot, server: &bmc_server, text: &[u8], left: Duration) -> Option<Entry> {
     let (key, rest) = text.strip_prefix(b"VALUE ")?.split_at_checked(head.klen.into())?;
     let line = rest.split(|byte| *byte == b'\r').next()?;
     let mut numbers = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let mut number = || numbers.next()?.parse().ok();
     let mut addr = [0; 16];
-    addr[..8].copy_from_slice(&head.addr[0].to_ne_bytes());
-    addr[8..].copy_from_slice(&head.addr[1].to_ne_bytes());
+    addr[..8].copy_from_slice(&server.addr[0].to_ne_bytes());
+    addr[8..].copy_from_slice(&server.addr[1].to_ne_bytes());
     Some(Entry {
         key: key.to_vec(),
         address: Ipv6Addr::from(addr).to_canonical(),
-        port: u16::from_be(head.port),
-        vlan: head.vlan,
+        port: u16::from_be(server.port),
+        vlan: server.vlan,
         flags: number()?,
         bytes: number()?,
         left,
@@ -240,22 +252,18 @@ mod tests {
 
     const LEFT: Duration = Duration::from_millis(500);
 
-    fn head(klen: u8) -> bmc_slot {
+    fn decoded(klen: u8, text: &[u8]) -> Option<Entry> {
         let mut addr = [0; 16];
         addr[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 1]);
         let half = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| addr[at + i]));
-        bmc_slot {
-            addr: [half(0), half(8)],
-            port: 11211_u16.to_be(),
-            klen,
-            heat: 2,
-            ..Default::default()
-        }
+        let server =
+            bmc_server { addr: [half(0), half(8)], port: 11211_u16.to_be(), ..Default::default() };
+        decode(&bmc_slot { klen, heat: 2, ..Default::default() }, &server, text, LEFT)
     }
 
     #[test]
     fn decodes_what_memcached_sent() {
-        let entry = decode(&head(5), b"VALUE a\"b\\\xff 4294967295 3\r\nxyz\r\n", LEFT);
+        let entry = decoded(5, b"VALUE a\"b\\\xff 4294967295 3\r\nxyz\r\n");
         let entry = entry.expect("is valid");
         assert_eq!(entry.key, b"a\"b\\\xff");
         assert_eq!(entry.address.to_string(), "10.0.0.1");
@@ -271,18 +279,15 @@ mod tests {
         for text in
             [&b""[..], b"VALUE ", b"VALUE key", b"VALUE key 1", b"END\r\n", b"VALUE key x 1\r\n"]
         {
-            assert_eq!(decode(&head(3), text, LEFT), None, "{text:?}");
+            assert_eq!(decoded(3, text), None, "{text:?}");
         }
     }
 
     #[test]
-    fn counts_ticks_over_the_end_of_the_lower_half() {
-        let turn = 1 << 32;
-        assert_eq!(ticks_left(turn + 5, u32::MAX), Some(6));
-        assert_eq!(ticks_left(turn + 5, 4), Some(1));
-        assert_eq!(ticks_left(turn + 5, 5), None);
-        assert_eq!(ticks_left(turn + 5, 6), None);
-        assert_eq!(ticks_left(0, u32::MAX), None, "a slot given up");
+    fn knows_which_deadlines_have_passed() {
+        assert_eq!(time_left(6, 5), Some(Duration::from_nanos(1 << 26)));
+        assert_eq!(time_left(5, 5), None);
+        assert_eq!(time_left(0, 5), None, "a slot given up");
     }
 
     #[test]
@@ -298,7 +303,8 @@ mod tests {
         for line in [
             &format!("BMC_SLOT_TEXT = {TEXT},"),
             &format!("BMC_SLOT_MAX = {SLOT_MAX},"),
-            "BMC_UNIT_SHIFT = 6,",
+            &format!("BMC_UNIT_SHIFT = {},", UNIT.ilog2()),
+            &format!("BMC_AGE_SHIFT = {AGE_SHIFT},"),
             "BMC_GEN = 1 << 17,",
         ] {
             assert!(header.contains(line), "{line}");

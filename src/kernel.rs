@@ -267,6 +267,8 @@ unsafe impl Plain for types::bmc_bucket {}
 unsafe impl Plain for types::bmc_global {}
 // SAFETY: only integers.
 unsafe impl Plain for types::bmc_slot {}
+// SAFETY: only integers.
+unsafe impl Plain for types::bmc_server {}
 
 /// The value whose bytes these are, unless their number is another.
 pub fn plain_from<T: Plain>(bytes: &[u8]) -> Option<T> {

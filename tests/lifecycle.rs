@@ -330,8 +330,8 @@ fn memory_that_cannot_be_had_is_refused_before_it_is_taken() {
         return;
     }
     let bed = Bed::new("memory", TCX);
-    let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--memory", "256G"]);
-    assert!(errors.contains("--memory 262144M is more than can be had"), "{errors}");
+    let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--memory", "128G"]);
+    assert!(errors.contains("--memory 131072M is more than can be had"), "{errors}");
     bed.assert_clean();
 }
 

@@ -66,8 +66,9 @@ fn writing_a_slot_leaves_its_neighbours_alone() {
     let data = vec![b'v'; 1400];
     let mut keys = Vec::new();
     // Around the end of each size class, four slots in a row for each length.
-    for end in [128, 192, 256, 384, 512, 768, 1024] {
-        for len in end - 100..end - 60 {
+    let sizes = [64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 544, 640, 768, 928, 1152];
+    for end in sizes {
+        for len in end - 58..end - 44 {
             keys.extend((0..4).map(|nth| (format!("{nth}-{len:04}"), len)));
         }
     }
