@@ -492,17 +492,20 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	struct walk *w = &s->walk;
 	__u32 seq = bpf_ntohl(s->tcp.seq), len = walk_len(w), n;
 	bool paused, answered, caught_up;
+	bool idle = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
 	__s32 ahead;
+	int found;
 
 	if (flow->mode == FLOW_NEW || seq != flow->in_next ||
 	    flow->in_skip == (__u32)STREAM_LOST) {
-		if (!socket_look(skb, s)) {
+		found = socket_look(skb, s);
+		if (found == SOCKET_NONE) {
 			w->lost = true;
 			return false;
 		}
+		/* Without a socket yet, it may be the second. */
 		if (!s->received && seq == s->rcv_nxt &&
-		    (flow->mode == FLOW_MUTE ||
-		     (__s64)(now - flow->in_last) > BMC_APPLY_NS))
+		    (idle || (found == SOCKET_FULL && flow->mode == FLOW_MUTE)))
 			flow_restart(flow);
 		if (flow->mode == FLOW_NEW)
 			w->opens = flow_start(flow, s, seq, now);
@@ -889,7 +892,7 @@ static __always_inline bool flow_out_value(struct __sk_buff *skb,
 	struct reply *r = &s->reply;
 
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
-	    flow->out_skip || flow->out_part || flow->binary ||
+	    flow->out_skip || flow->out_part || flow->binary || flow->vague ||
 	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) || len > WINDOW - LINE_MAX ||
 	    tail == READ_ONCE(flow->head) ||

@@ -559,6 +559,24 @@ fn check_healing(scene: &Scene, tcp: &mut Connection) {
     }
 }
 
+/// Which of two commands a reply was to may be unclear while another's is to come,
+/// and no longer.
+#[test]
+fn a_doubt_about_a_quiet_command_ends_with_the_last_reply() {
+    let Some(scene) = Scene::with_key(&[v4()]) else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    tcp.request("md other q\r\nget other\r\n");
+    tcp.reply("EX\r\n");
+    tcp.exchange("get other\r\n", "END\r\n");
+    tcp.reply("END\r\n");
+    assert!(scene.has(&v4(), "key"));
+    scene.asks(&mut tcp, "get other\r\n", &[]);
+    scene.says(&mut tcp, "STORED\r\n", UNMATCHED);
+    assert!(!scene.has(&v4(), "key"));
+}
+
 #[test]
 fn an_unexpected_reply_empties_the_cache_before_it_leaves() {
     let rows = [
