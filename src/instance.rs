@@ -55,10 +55,19 @@ use crate::hook::remove_qdisc;
 use crate::kernel;
 use crate::layout::LAYOUT;
 use crate::message;
+use crate::skel::types::bmc_class;
 use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_global;
+use crate::skel::types::bmc_pool;
+use crate::skel::types::bmc_slab;
+use crate::skel::types::bmc_slot;
 use crate::skel::types::rodata;
 use crate::system;
+
+/// `BMC_UNIT`, `BMC_SLAB_SIZE` and `SLOT_REACH` of `bpf/`, in bytes.
+const UNIT: u64 = size_of::<bmc_slot>() as u64;
+const SLAB: u64 = size_of::<bmc_slab>() as u64;
+const SLOT_REACH: u64 = 36 + 3 * 512;
 
 const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";
@@ -476,10 +485,52 @@ impl Instance {
         Ok(bytes)
     }
 
+    /// What became of the memory for slots, by their size; classes that have none
+    /// are left out.
+    pub fn classes(&self) -> Result<Vec<Class>> {
+        let first = 0_u32.to_ne_bytes();
+        let lookup = |map| -> Result<_> { Ok(self.dir.map(map)?.lookup(&first, MapFlags::ANY)?) };
+        let rodata = lookup("config")?.and_then(|bytes| kernel::plain_from::<rodata>(&bytes));
+        let pool = lookup("pool")?.and_then(|bytes| kernel::plain_from::<bmc_pool>(&bytes));
+        let (Some(rodata), Some(pool)) = (rodata, pool) else {
+            bail!("the cache is another version's");
+        };
+        let classes = rodata.class_units.iter().zip(&pool.classes);
+        Ok(classes.filter_map(|(units, class)| Class::new(*units, class)).collect())
+    }
+
     /// Since when its counters count.
     pub fn since(&self) -> Option<SystemTime> {
         let secs = self.dir.noted("since")?.to_str()?.parse().ok()?;
         Some(UNIX_EPOCH + Duration::from_secs(secs))
+    }
+}
+
+/// The slots of one size.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Bytes of a slot.
+    pub size: u64,
+    /// Slabs of 1 MiB that are cut into them.
+    pub slabs: u64,
+    /// How many that makes.
+    pub slots: u64,
+    /// Of them, those that hold, or once held, an entry.
+    pub used: u64,
+}
+
+impl Class {
+    fn new(units: u8, class: &bmc_class) -> Option<Self> {
+        let size = u64::from(units) * UNIT;
+        let each = (SLAB - SLOT_REACH) / UNIT / u64::from(units) + 1;
+        let slabs = u64::from(class.slabs);
+        let older = slabs.checked_sub(1)?;
+        Some(Self {
+            size,
+            slabs,
+            slots: slabs * each,
+            used: older * each + u64::from(class.taken).min(each),
+        })
     }
 }
 
@@ -570,4 +621,25 @@ fn remove(dir: &Dir) -> io::Result<()> {
 pub fn flush_named(name: &str) -> Result<()> {
     let _lock = Lock::exclusive()?;
     flush(&Instance::find(name)?.dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_the_slots_of_a_class_as_the_programs_do() {
+        let header = include_str!("../bpf/cache.bpf.h");
+        assert!(header.contains("SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,"));
+        assert!(header.contains("(BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1"));
+
+        let class = |slabs, taken| Class::new(3, &bmc_class { slabs, taken, ..Default::default() });
+        assert_eq!(class(0, 0), None);
+        assert_eq!(class(1, 5), Some(Class { size: 96, slabs: 1, slots: 10_907, used: 5 }));
+        assert_eq!(
+            class(3, 7),
+            Some(Class { size: 96, slabs: 3, slots: 32_721, used: 21_821 }),
+            "all of the older slabs are used"
+        );
+    }
 }

@@ -113,6 +113,13 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         .iter()
         .map(|p| json!({ "name": p.name, "id": p.id, "runs": p.runs, "ns_per_run": p.cost() }))
         .collect();
+    let classes: Vec<_> = instance
+        .classes()?
+        .iter()
+        .map(
+            |c| json!({ "slot_bytes": c.size, "slabs": c.slabs, "slots": c.slots, "used": c.used }),
+        )
+        .collect();
     let ports: Vec<_> = ports(cfg);
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -127,6 +134,7 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "allow": allowed(cfg),
         "memory_bytes": cfg.memory,
         "memory_locked_bytes": instance.memory_locked()?,
+        "classes": classes,
         "programs": programs,
     }))
 }
@@ -154,6 +162,11 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     }
     let locked = instance.memory_locked()?;
     row("memory", &format!("{} locked of {}", mebibytes(locked), mebibytes(cfg.memory)));
+    for (i, class) in instance.classes()?.iter().enumerate() {
+        let title = if i == 0 { "slots" } else { "" };
+        let (used, slots) = (grouped(class.used), grouped(class.slots));
+        row(title, &format!("{:>4} B: {used} of {slots} used, {} MiB", class.size, class.slabs));
+    }
     row("max age", &span(Duration::from_nanos(cfg.max_age)));
     row("unknown ttl", &span(Duration::from_nanos(cfg.unknown_ttl)));
     let ports: Vec<_> = ports(cfg).iter().map(ToString::to_string).collect();

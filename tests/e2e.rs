@@ -668,6 +668,14 @@ fn flush_forgets_and_entries_shows() {
     assert!(bed.bmc.run(&["entries", "--key", "shown", "--json"]).contains("shown"));
     assert!(!bed.bmc.run(&["entries", "--key", "other"]).contains("shown"));
 
+    let shown: serde_json::Value =
+        serde_json::from_str(&bed.bmc.run(&["status", "--json"])).unwrap();
+    let classes = shown["classes"].as_array().unwrap();
+    let class = classes.iter().find(|class| class["slot_bytes"] == 64).unwrap();
+    assert!(class["used"].as_u64() >= Some(1) && class["used"].as_u64() <= Some(10), "{class}");
+    assert_eq!((&class["slabs"], &class["slots"]), (&1.into(), &16_360.into()));
+    assert!(bed.bmc.run(&["status"]).contains(" 64 B: "));
+
     bed.expect(Kernel, "shown");
     bed.bmc.run(&["flush"]);
     assert!(!bed.bmc.run(&["entries"]).contains("shown"));
