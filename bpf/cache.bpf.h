@@ -423,7 +423,7 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 					__u32 units)
 {
 	struct bmc_class *class = &pool->classes[c];
-	__u32 slots = class_slots(units), slab, slot, older, without = 0;
+	__u32 slots = class_slots(units), slab, slot, older, kept;
 	struct bmc_slab_meta *meta;
 
 	if (READ_ONCE(class->taken) >= slots || !READ_ONCE(class->newest))
@@ -436,10 +436,13 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 		bpf_spin_unlock(&pool->lock);
 		return (__u64)slab << UNITS_SHIFT | slot * units;
 	}
-	/* The last slabs are for the classes that have none yet. */
-	for (int i = 0; i < BMC_CLASSES; i++)
-		without += !pool->classes[i].first;
-	if (pool->slabs + (class->first ? without : 0) >= cfg.slabs) {
+	/* The last slabs are for the classes that have none yet, but of little
+	 * memory no more than a quarter.
+	 */
+	kept = BMC_CLASSES - pool->begun;
+	if (kept > cfg.slabs / 4)
+		kept = cfg.slabs / 4;
+	if (pool->slabs + (class->first ? kept : 0) >= cfg.slabs) {
 		bpf_spin_unlock(&pool->lock);
 		return -1;
 	}
@@ -448,8 +451,10 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 	class->newest = slab + 1;
 	class->taken = 1;
 	class->slabs++;
-	if (!class->first)
+	if (!class->first) {
 		class->first = slab + 1;
+		pool->begun++;
+	}
 	bpf_spin_unlock(&pool->lock);
 
 	/* Until the chain is mended the hand takes it for shorter. */

@@ -81,6 +81,7 @@ struct bmc_class {
 struct bmc_pool {
 	struct bpf_spin_lock lock;
 	__u32 slabs; /* handed out to classes */
+	__u32 begun; /* classes that have one */
 	struct bmc_class classes[BMC_CLASSES];
 };
 

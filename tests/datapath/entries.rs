@@ -86,6 +86,21 @@ fn writing_a_slot_leaves_its_neighbours_alone() {
     }
 }
 
+/// Sizes that nobody stores have no more than a quarter of the memory kept free.
+#[test]
+fn entries_of_one_size_may_have_most_of_the_memory() {
+    let config = Config { buckets: 1 << 14, slabs: 4, ..Config::default() };
+    let Some(scene) = Scene::load(&config) else {
+        return;
+    };
+    // A slab holds 10,907 of them.
+    for nth in 0..12_000 {
+        scene.fill(&v4(), format!("key-{nth:012}"), 0, &[b'v'; 32]);
+    }
+    assert_eq!(scene.bmc.counters().get("evictions"), 0);
+    scene.fill(&v4(), "large", 0, &[b'v'; 1000]);
+}
+
 /// Many keys in few buckets and slabs: entries go, answers stay right.
 #[test]
 fn a_full_cache_still_answers_right() {
