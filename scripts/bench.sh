@@ -3,7 +3,8 @@
 # Prints the numbers that README.md quotes, measured on this machine: what an
 # answer of bmc_rx costs, next to a program that only sends the frame back;
 # whether TCP is slower with bmc than without; what share of a mixed load is
-# answered; and how soon it is when the clients were there first. Needs root, and
+# answered; how soon it is when the clients were there first; and how well the
+# cache chooses what it keeps. Needs root, and
 # a machine that has nothing else to do. An argument is the number of rounds of
 # the first two (7).
 set -euo pipefail
@@ -19,3 +20,5 @@ echo
 cargo bench --locked --quiet --bench hit_ratio
 echo
 cargo bench --locked --quiet --bench adoption
+echo
+cargo bench --locked --quiet --bench eviction
