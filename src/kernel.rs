@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! The system calls that libbpf-rs does not wrap: links with flags, pins of any
-//! object, queries and memory shared with BPF programs. The only unsafe code.
+//! object, queries and memory shared with BPF programs; and a child that ends with
+//! us. The only unsafe code.
 //!
 //! Errors are [`io::Error`], because callers decide by errno and libbpf-rs hides
 //! it.
@@ -17,7 +18,9 @@ use std::os::fd::FromRawFd as _;
 use std::os::fd::OwnedFd;
 use std::os::raw::c_int;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -29,8 +32,17 @@ use nix::sys::mman::MapFlags;
 use nix::sys::mman::ProtFlags;
 use nix::sys::mman::mmap;
 use nix::sys::mman::munmap;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 use crate::skel::types;
+
+/// Has a program that is about to be run end with the thread that runs it,
+/// however that ends. A program that changes its user undoes it.
+pub fn end_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: it makes one system call in the child and touches no memory.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) }
+}
 
 /// Turns libbpf's "negative errno" into an error.
 fn check(ret: c_int) -> io::Result<c_int> {

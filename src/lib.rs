@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod attach;
+pub mod bench;
 pub mod cli;
 pub mod entries;
 pub mod hook;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bmc::attach;
+use bmc::bench;
 use bmc::cli::Cli;
 use bmc::cli::Command;
 use bmc::entries;
@@ -44,6 +45,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Entries { limit, key, json } => {
             entries::show(name, limit, key.as_ref(), json, &mut out)?;
         }
+        Command::Bench(args) => bench::run(&args, &mut out)?,
         Command::Completions { shell } => {
             // Not right to stdout: clap_complete panics if that is closed.
             let mut text = Vec::new();

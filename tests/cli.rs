@@ -44,7 +44,9 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
         let output = bmc(args);
         assert_eq!(output.status.code(), Some(DONE));
         assert_eq!(stderr(&output), "");
-        for text in ["attach", "detach", "flush", "status", "stats", "entries", "Exit codes:"] {
+        for text in
+            ["attach", "detach", "flush", "status", "stats", "entries", "bench", "Exit codes:"]
+        {
             assert!(stdout(&output).contains(text), "{args:?}: {text}");
         }
     }
@@ -52,7 +54,8 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
 
 #[test]
 fn every_command_has_help_that_fits_a_terminal() {
-    for command in ["attach", "detach", "flush", "status", "stats", "entries", "completions", "man"]
+    for command in
+        ["attach", "detach", "flush", "status", "stats", "entries", "bench", "completions", "man"]
     {
         let output = bmc(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(DONE), "{command}");
@@ -97,6 +100,12 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         (&["stats", "--watch", "0"], "not within"),
         (&["entries", "--key", ""], "1 to 250 bytes"),
         (&["entries", "--limit", "-1"], "unexpected argument"),
+        (&["bench", "--cases", "hits,none"], "no such case (bmc bench --list shows all)"),
+        (&["bench", "--rounds", "0"], "0 is not in 1..100"),
+        (&["bench", "--seconds", "0"], "not within 0.05 and 3600 seconds"),
+        (&["bench", "--seconds", "soon"], "not a number of seconds"),
+        (&["bench", "--memory", "1M"], "not within 16M and 128G"),
+        (&["bench", "eth0"], "unexpected argument"),
         (&["completions", "tcsh"], "possible values"),
     ] {
         assert_usage(args, message);
@@ -153,7 +162,7 @@ fn nouns_create_nothing() {
 }
 
 #[test]
-fn attach_without_privileges_names_the_missing_ones() {
+fn attach_and_bench_without_privileges_name_the_missing_ones() {
     let dir = std::env::temp_dir().join(format!("bmc-cli-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("a temporary directory");
     // Where nobody can find it.
@@ -162,18 +171,34 @@ fn attach_without_privileges_names_the_missing_ones() {
     for path in [&dir, &copy] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("our own file");
     }
-    let mut command = Command::new(&copy);
-    command.args(["attach", "eth0"]).current_dir("/");
-    if nix::unistd::geteuid().is_root() {
-        command.uid(65534).gid(65534);
-    }
-    let output = command.output().expect("bmc can be run");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&copy);
+        command.args(args).current_dir("/");
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        command.output().expect("bmc can be run")
+    };
+    let outputs = [run(&["attach", "eth0"]), run(&["bench"])];
     fs::remove_dir_all(&dir).expect("our own directory");
-    assert_eq!(output.status.code(), Some(FAILED));
-    assert_eq!(
-        stderr(&output),
-        "bmc: no permission: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON missing (run as root)\n"
-    );
+    for output in outputs {
+        assert_eq!(output.status.code(), Some(FAILED));
+        assert_eq!(
+            stderr(&output),
+            "bmc: no permission: CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON missing (run as root)\n"
+        );
+    }
+}
+
+#[test]
+fn bench_lists_its_cases_without_privileges() {
+    let output = bmc(&["bench", "--list"]);
+    assert_eq!(output.status.code(), Some(DONE), "{}", stderr(&output));
+    let list = stdout(&output);
+    assert_eq!(list.lines().count(), 16, "{list}");
+    for case in ["hits", "zipf-16", "miss", "tcp", "sets-50", "hot-2", "multi-4"] {
+        assert!(list.lines().any(|line| line.split(' ').next() == Some(case)), "{case}: {list}");
+    }
 }
 
 #[test]
@@ -182,7 +207,7 @@ fn the_manual_page_covers_every_command_and_is_clean_roff() {
     assert_eq!(output.status.code(), Some(DONE));
     let page = stdout(&output);
     assert!(page.contains(".TH bmc 1"), "{page}");
-    for command in ["attach", "detach", "flush", "status", "stats", "entries"] {
+    for command in ["attach", "detach", "flush", "status", "stats", "entries", "bench"] {
         assert!(page.contains(&format!("bmc {command}")), "{command}");
     }
     assert!(page.contains("EXIT STATUS"));

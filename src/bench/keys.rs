@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! Which key is asked for next.
+
+/// Random numbers: xorshift64*.
+pub struct Rng(u64);
+
+impl Rng {
+    /// Equal seeds give equal sequences.
+    pub fn new(seed: u64) -> Self {
+        // Zero is the one state it cannot leave.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `bound`, which is at most 2^31.
+    pub fn below(&mut self, bound: usize) -> usize {
+        ((self.next() >> 33) as usize * bound) >> 31
+    }
+
+    /// From 0 to below 1.
+    fn part(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+const THETA: f64 = 0.99;
+
+/// How often each key is asked for.
+pub struct Popularity {
+    keys: usize,
+    zipf: Option<Zipf>,
+}
+
+/// The n-th key n^-0.99 times as often as the first, drawn as Gray et al. do
+/// ("Quickly generating billion-record synthetic databases", 1994).
+struct Zipf {
+    zeta: f64,
+    eta: f64,
+}
+
+impl Popularity {
+    /// All alike, or by Zipf.
+    pub fn new(keys: usize, zipf: bool) -> Self {
+        let zeta = |n: usize| (1..=n).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
+        let zipf = zipf.then(|| {
+            let all = zeta(keys);
+            let eta = (1.0 - (2.0 / keys as f64).powf(1.0 - THETA)) / (1.0 - zeta(2) / all);
+            Zipf { zeta: all, eta }
+        });
+        Self { keys, zipf }
+    }
+
+    /// The number of a key, from 0.
+    pub fn pick(&self, rng: &mut Rng) -> usize {
+        let Some(Zipf { zeta, eta }) = self.zipf else { return rng.below(self.keys) };
+        let part = rng.part();
+        if part * zeta < 1.0 {
+            return 0;
+        }
+        if part * zeta < 1.0 + 0.5_f64.powf(THETA) {
+            return 1;
+        }
+        let rank = self.keys as f64 * (eta * part - eta + 1.0).powf(1.0 / (1.0 - THETA));
+        (rank as usize).min(self.keys - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zipf_is_as_steep_as_it_says() {
+        let mut rng = Rng::new(1);
+        let keys = 100_000;
+        let zipf = Popularity::new(keys, true);
+        let mut counts = vec![0_u32; keys];
+        for _ in 0..1_000_000 {
+            counts[zipf.pick(&mut rng)] += 1;
+        }
+        let zeta: f64 = (1..=keys).map(|rank| (rank as f64).powf(-THETA)).sum();
+        let share = |from: usize, to: usize| f64::from(counts[from..to].iter().sum::<u32>()) / 1e6;
+        for to in [1, 2, 100, 10_000] {
+            let exact = (1..=to).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>() / zeta;
+            assert!((share(0, to) - exact).abs() < 0.03, "{to}: {} {exact}", share(0, to));
+        }
+    }
+}
