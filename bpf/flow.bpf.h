@@ -440,7 +440,6 @@ static __always_inline void flow_restart(struct bmc_flow *flow)
 {
 	if (!turn_take(&flow->out_turn))
 		return;
-	flow_mute(flow);
 	flow_reset(flow);
 	turn_end(&flow->out_turn);
 }
@@ -616,7 +615,7 @@ static __always_inline __u32 flow_keep(struct bmc_scratch *s, __u8 *line)
 	return part;
 }
 
-/* Gets all of the packet into the window, without saying so yet. */
+/* Gets all of the packet into the window, if it fits, without saying so yet. */
 static __always_inline bool walk_peek(struct __sk_buff *skb,
 				      struct bmc_scratch *s)
 {
@@ -645,7 +644,7 @@ static __always_inline bool flow_in_get(struct __sk_buff *skb,
 
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->in_next ||
 	    flow->in_skip || flow->in_part || flow->binary || flow->deep ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST) || len > WINDOW - LINE_MAX ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
 	    now - flow->in_last > BMC_APPLY_NS ||
 	    head - READ_ONCE(flow->tail) >= BMC_OWED || !walk_peek(skb, s))
 		return false;
@@ -894,8 +893,7 @@ static __always_inline bool flow_out_value(struct __sk_buff *skb,
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
 	    flow->out_skip || flow->out_part || flow->binary || flow->vague ||
 	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST) || len > WINDOW - LINE_MAX ||
-	    tail == READ_ONCE(flow->head) ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) || tail == READ_ONCE(flow->head) ||
 	    READ_ONCE(owed->what) != REPLY_LIST || !walk_peek(skb, s))
 		return false;
 	r->block = 0;

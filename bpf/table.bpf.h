@@ -233,9 +233,12 @@ static __always_inline struct bmc_flow *flow_take(const struct bmc_peers *peers,
 	return turn_of(flow_find(peers_hash(peers)), peers, way);
 }
 
-/* What the flow is when nothing is known of it. Both turns must be taken. */
+/*
+ * Gives up what is owed and forgets what was known. Both turns must be taken.
+ */
 static __always_inline void flow_reset(struct bmc_flow *flow)
 {
+	flow_mute(flow);
 	flow->mode = FLOW_NEW;
 	flow->in_skip = 0;
 	flow->in_part = 0;
@@ -262,7 +265,6 @@ __noinline int flow_move_in(struct bmc_flow *flow, __u32 *tag, __u32 from,
 	if (turn_take(&flow->out_turn)) {
 		moved = __sync_val_compare_and_swap(tag, from, to) == from;
 		if (moved) {
-			flow_mute(flow);
 			flow_reset(flow);
 			flow->peers = *peers;
 		}

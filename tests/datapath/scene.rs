@@ -223,6 +223,16 @@ pub(crate) const UNTRACKED: Counts =
     &[("write_requests", 1), ("invalidations", 1), ("write_untracked", 1)];
 /// A command that may have changed any key.
 pub(crate) const UNPARSED: Counts = &[("tcp_unparsed", 1), ("flushes", 1)];
+/// A segment of a connection that has no place in the table.
+pub(crate) const UNFOLLOWED: Counts = &[("tcp_unfollowed", 1), ("flushes", 1)];
+/// A write on a connection of which it is not certain that these are commands.
+pub(crate) const UNCERTAIN: Counts = &[
+    ("write_requests", 1),
+    ("invalidations", 1),
+    ("write_untracked", 1),
+    ("tcp_unparsed", 1),
+    ("flushes", 1),
+];
 /// A reply that was not expected.
 pub(crate) const UNMATCHED: Counts = &[("tcp_unmatched", 1), ("flushes", 1)];
 

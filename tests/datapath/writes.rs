@@ -23,6 +23,8 @@ use crate::scene::KEY_DATA;
 use crate::scene::LEASED;
 use crate::scene::QUARANTINED;
 use crate::scene::Scene;
+use crate::scene::UNCERTAIN;
+use crate::scene::UNFOLLOWED;
 use crate::scene::UNMATCHED;
 use crate::scene::UNPARSED;
 use crate::scene::UNTRACKED;
@@ -716,14 +718,7 @@ fn a_connection_from_before_is_followed_after_a_while() {
     for tcp in &mut all {
         scene.bmc.flush();
         // Perhaps commands, but nothing that is certain.
-        let counts = &[
-            ("write_requests", 1),
-            ("invalidations", 1),
-            ("write_untracked", 1),
-            ("tcp_unparsed", 1),
-            ("flushes", 1),
-        ];
-        scene.asks(tcp, "set other 0 0 1\r\nx\r\n", counts);
+        scene.asks(tcp, "set other 0 0 1\r\nx\r\n", UNCERTAIN);
         scene.says(tcp, "STORED\r\n", &[("flushes", 1)]);
         scene.is_closed("after the first segment", "key", QUARANTINED);
     }
@@ -1039,8 +1034,7 @@ fn a_segment_of_no_known_connection_empties_the_cache() {
     let Some(scene) = Scene::with_key(&[v4()]) else {
         return;
     };
-    let counts = &[("tcp_unfollowed", 1), ("flushes", 1)];
-    scene.passes("a segment", &v4().tcp(1, 1, PSH_ACK, b"get key\r\n"), counts);
+    scene.passes("a segment", &v4().tcp(1, 1, PSH_ACK, b"get key\r\n"), UNFOLLOWED);
     scene.is_closed("after it", "key", QUARANTINED);
 }
 
