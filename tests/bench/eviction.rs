@@ -32,6 +32,7 @@ use fixture::Config;
 use fixture::Verdict;
 use packet::Flow;
 use random::Rng;
+use random::Zipf;
 
 /// Slabs of 1 MiB; one is kept for sizes that nobody stores here.
 const SLABS: u32 = 4;
@@ -59,29 +60,6 @@ fn main() {
     }
 }
 
-/// Keys by popularity (Zipf): the nth most frequent is n^-skew as frequent as the
-/// first.
-struct Zipf(Vec<f64>);
-
-impl Zipf {
-    fn new(keys: usize, skew: f64) -> Self {
-        let mut sum = 0.0;
-        let weight = |rank: usize| (rank as f64).powf(-skew);
-        let sums = (1..=keys).map(|rank| {
-            sum += weight(rank);
-            sum
-        });
-        Self(sums.collect())
-    }
-
-    fn draw(&self, rng: &mut Rng) -> Request {
-        let all = self.0.last().copied().unwrap_or_default();
-        let at = (rng.next() >> 11) as f64 / (1_u64 << 53) as f64 * all;
-        let rank = self.0.partition_point(|sum| *sum < at);
-        Request { key: rank as u32, popular: rank < ITEMS }
-    }
-}
-
 /// What is asked for.
 struct Request {
     key: u32,
@@ -91,12 +69,17 @@ struct Request {
 
 type Trace = Vec<Request>;
 
+fn draw(zipf: &Zipf, rng: &mut Rng) -> Request {
+    let rank = zipf.draw(rng);
+    Request { key: rank as u32, popular: rank < ITEMS }
+}
+
 fn traces(requests: usize) -> Vec<(String, Trace)> {
     let keys = 16 * ITEMS;
     let mut all = Vec::new();
     for skew in [0.7, 0.99, 1.2] {
         let (zipf, mut rng) = (Zipf::new(keys, skew), Rng::new(1));
-        let trace = (0..requests).map(|_| zipf.draw(&mut rng)).collect();
+        let trace = (0..requests).map(|_| draw(&zipf, &mut rng)).collect();
         all.push((format!("Zipf {skew}, 16 times the entries"), trace));
     }
     let zipf = Zipf::new(keys, 0.99);
@@ -106,20 +89,20 @@ fn traces(requests: usize) -> Vec<(String, Trace)> {
     let scans = (0..requests).map(|nth| {
         // A tenth of the time somebody walks through keys that nobody knows.
         let scan = nth % 100_000 >= 90_000;
-        if scan { once(nth) } else { zipf.draw(&mut rng) }
+        if scan { once(nth) } else { draw(&zipf, &mut rng) }
     });
     all.push(("Zipf 0.99 and scans".into(), scans.collect()));
 
     let mut rng = Rng::new(3);
     let strange = (0..requests).map(|nth| {
         let strange = rng.chance(30);
-        if strange { once(nth) } else { zipf.draw(&mut rng) }
+        if strange { once(nth) } else { draw(&zipf, &mut rng) }
     });
     all.push(("Zipf 0.99, 30 % asked for once".into(), strange.collect()));
 
     let mut rng = Rng::new(4);
     let shifting = (0..requests).map(|nth| {
-        let Request { key, popular } = zipf.draw(&mut rng);
+        let Request { key, popular } = draw(&zipf, &mut rng);
         let shift = nth * 10 / requests * keys / 10;
         Request { key: (key + shift as u32) % keys as u32, popular }
     });

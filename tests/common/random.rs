@@ -56,3 +56,27 @@ impl Rng {
         (0..len).map(|_| self.next().to_le_bytes()[7]).collect()
     }
 }
+
+/// Keys by popularity (Zipf): the nth most frequent is n^-skew as frequent as the
+/// first.
+#[derive(Clone, Debug)]
+pub struct Zipf(Vec<f64>);
+
+impl Zipf {
+    /// For that many keys.
+    pub fn new(keys: usize, skew: f64) -> Self {
+        let mut sum = 0.0;
+        let sums = (1..=keys).map(|rank| {
+            sum += (rank as f64).powf(-skew);
+            sum
+        });
+        Self(sums.collect())
+    }
+
+    /// How popular the next key is, from 0 for the most popular.
+    pub fn draw(&self, rng: &mut Rng) -> usize {
+        let all = *self.0.last().expect("there are keys");
+        let at = (rng.next() >> 11) as f64 / (1_u64 << 53) as f64 * all;
+        self.0.partition_point(|&sum| sum <= at).min(self.0.len() - 1)
+    }
+}

@@ -31,6 +31,7 @@ use super::set_request;
 use crate::common::Namespace;
 use crate::common::Rng;
 use crate::common::Tcp;
+use crate::common::Zipf;
 
 const TICK: Duration = Duration::from_millis(1);
 const IDS: usize = 1 << 16;
@@ -150,7 +151,7 @@ struct Connection {
 pub struct Generator {
     load: Load,
     texts: Texts,
-    popularity: Vec<f64>,
+    popularity: Zipf,
     items: Vec<Item>,
     rng: Rng,
     udp: UdpSocket,
@@ -217,15 +218,10 @@ impl Generator {
                 input: Vec::new(),
             });
         }
-        let mut sum = 0.0;
-        let popularity = (1..=load.keys).map(|rank| {
-            sum += (rank as f64).powf(-0.99);
-            sum
-        });
         Self {
             load: *load,
             texts: Texts::new(load),
-            popularity: popularity.collect(),
+            popularity: Zipf::new(load.keys, 0.99),
             items: vec![Item::default(); load.keys],
             rng: Rng::new(1),
             udp,
@@ -319,25 +315,18 @@ impl Generator {
     }
 
     fn get(&mut self) -> (Request, String) {
-        let number = self.pick();
+        let number = self.popularity.draw(&mut self.rng);
         let request = Request::Get { key: number, least: self.items[number].least };
         (request, format!("get {}\r\n", key(number)))
     }
 
     fn set(&mut self) -> (Request, String) {
-        let number = self.pick();
+        let number = self.popularity.draw(&mut self.rng);
         let version = self.items[number].next();
         (
             Request::Set { key: number },
             set_request(&key(number), &self.texts.value(number, version)),
         )
-    }
-
-    /// A key.
-    fn pick(&mut self) -> usize {
-        let most = *self.popularity.last().expect("there are keys");
-        let at = (self.rng.next() >> 11) as f64 / (1_u64 << 53) as f64 * most;
-        self.popularity.partition_point(|&sum| sum <= at).min(self.load.keys - 1)
     }
 }
 
