@@ -85,7 +85,7 @@ static __always_inline bool tcp_payload(struct bmc_scratch *s)
 
 	if (head < sizeof(s->tcp) || head > s->l4_len)
 		return false;
-	walk_begin(s, s->l4 + head, len);
+	text_begin(s, s->l4 + head, len);
 	return len || s->tcp.flags & (TCP_FIN | TCP_RST);
 }
 
@@ -93,18 +93,19 @@ SEC("tc")
 int bmc_rx_tc(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
-	struct bmc_stats *st = stats();
+	struct bmc_stats *st;
 	int found;
 
-	if (!s || !st)
+	if (!s)
 		return TC_ACT_UNSPEC;
 	found = tc_look(skb, s, WAY_IN);
 	if (found == PACKET_TCP) {
 		if (tcp_payload(s))
-			flow_in(skb, s, st);
+			flow_in(skb, s);
 		return TC_ACT_UNSPEC;
 	}
-	if (found == PACKET_OTHER)
+	st = stats();
+	if (found == PACKET_OTHER || !st)
 		return TC_ACT_UNSPEC;
 	s->text_len = 0;
 	if (found == PACKET_UDP) {
@@ -127,22 +128,21 @@ SEC("tc")
 int bmc_tx(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
-	struct bmc_stats *st = stats();
 
 	/* Only what a socket of this host sends: not what it forwards nor what
 	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
 	 * still has a socket, the client's.
 	 */
-	if (!s || !st || !skb->sk || skb->ingress_ifindex)
+	if (!s || !skb->sk || skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
 	switch (tc_look(skb, s, WAY_OUT)) {
 	case PACKET_TCP:
 		if (tcp_payload(s))
-			flow_out(skb, s, st);
+			flow_out(skb, s);
 		break;
 	case PACKET_UDP:
 		if (skb->ifindex != LOOPBACK_IFINDEX)
-			reply_seen(skb, s, st);
+			reply_seen(skb, s);
 		break;
 	}
 	return TC_ACT_UNSPEC;

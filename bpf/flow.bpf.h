@@ -167,11 +167,17 @@ static __always_inline bool walk_may_owe(struct bmc_flow *flow, struct walk *w)
 static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
 				     __u64 hash, __u64 what)
 {
-	struct bmc_owed *owed =
-		&flow->owed[(flow->head + w->owed) & (BMC_OWED - 1)];
+	__u32 place = (flow->head + w->owed) & (BMC_OWED - 1);
+	struct bmc_owed *owed = &flow->owed[place];
+	bool get = what == REPLY_LIST;
 
-	owed->hash = hash;
-	WRITE_ONCE(owed->what, what);
+	WRITE_ONCE(flow->gets,
+		   (flow->gets & ~(1U << place)) | (__u32)get << place);
+	WRITE_ONCE(flow->in_get, 0);
+	if (!get) {
+		owed->hash = hash;
+		WRITE_ONCE(owed->what, what);
+	}
 	w->owed++;
 }
 
@@ -377,14 +383,21 @@ static __always_inline void walk_commands(struct __sk_buff *skb,
 		s->walk.lost = true;
 }
 
-static __always_inline void walk_begin(struct bmc_scratch *s, __u32 off, __u32 len)
+static __always_inline void text_begin(struct bmc_scratch *s, __u32 off, __u32 len)
 {
-	__builtin_memset(&s->walk, 0, sizeof(s->walk));
-	s->walk.loaded = off;
-	s->walk.end = off + len;
-	s->walk.lag = BMC_APPLY_NS;
+	s->text = off;
+	s->text_len = len;
 	s->window.at = 0;
 	s->window.len = 0;
+}
+
+/* Stands at the text of the packet. */
+static __always_inline void walk_begin(struct bmc_scratch *s)
+{
+	__builtin_memset(&s->walk, 0, sizeof(s->walk));
+	s->walk.loaded = s->text;
+	s->walk.end = s->text + s->text_len;
+	s->walk.lag = BMC_APPLY_NS;
 }
 
 /* The commands of a UDP datagram. */
@@ -396,7 +409,8 @@ __noinline int walk_datagram(struct __sk_buff *skb, struct bmc_scratch *s)
 	if (!s || !st)
 		return 0;
 	w = &s->walk;
-	walk_begin(s, s->text, s->text_len);
+	text_begin(s, s->text, s->text_len);
+	walk_begin(s);
 	walk_commands(skb, s, st, NULL);
 	if (w->lost || w->part || w->skip || w->line) {
 		st->tcp_unparsed++;
@@ -590,7 +604,7 @@ static __always_inline bool flow_load(struct __sk_buff *skb,
 				      struct bmc_scratch *s, const __u8 *line,
 				      __u64 part)
 {
-	if (s->walk.peeked) {
+	if (s->window.len) { /* by walk_peek() */
 		s->walk.loaded = s->walk.end;
 		return true;
 	}
@@ -615,47 +629,65 @@ static __always_inline __u32 flow_keep(struct bmc_scratch *s, __u8 *line)
 	return part;
 }
 
-/* Gets all of the packet into the window, if it fits, without saying so yet. */
-static __always_inline bool walk_peek(struct __sk_buff *skb,
+/* Gets all of the text into the window, if it fits. */
+static __always_inline bool text_peek(struct __sk_buff *skb,
 				      struct bmc_scratch *s)
 {
-	struct walk *w = &s->walk;
-	__u32 len = walk_len(w);
+	__u32 len = s->text_len;
 
-	w->peeked = skb_load(skb, w->loaded, s->window.bytes, len,
-			     WINDOW - LINE_MAX);
-	if (w->peeked)
-		s->window.len = len;
-	return w->peeked;
+	if (!skb_load(skb, s->text, s->window.bytes, len, WINDOW - LINE_MAX))
+		return false;
+	s->window.len = len;
+	return true;
+}
+
+/*
+ * A get of one key: its place in the ring, and where the key ends in the line of
+ * its value. In one word, so that it is certain whose it is.
+ */
+static __always_inline __u32 get_of(__u32 place, __u32 key_end)
+{
+	return place << 16 | key_end;
+}
+
+/* Is there room for one more in the ring? Looks seldom at the other way's line. */
+static __always_inline bool in_has_room(struct bmc_flow *flow)
+{
+	if (flow->head - flow->in_tail >= BMC_OWED)
+		flow->in_tail = READ_ONCE(flow->tail);
+	return flow->head - flow->in_tail < BMC_OWED;
 }
 
 /*
  * What most segments of a connection that is followed are, with as little code as
- * can be: one get, from its first byte to its last. False if it is not that;
- * nothing has changed then, but that it may be in the window already.
+ * can be: one get of one key, from its first byte to its last. False if it is not
+ * that; nothing has changed then, but that it may be in the window already.
  */
-static __always_inline bool flow_in_get(struct __sk_buff *skb,
-					struct bmc_scratch *s,
-					struct bmc_flow *flow, __u32 len)
+static __always_inline bool
+flow_in_get(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_flow *flow)
 {
-	__u32 seq = bpf_ntohl(s->tcp.seq), head = flow->head;
-	struct bmc_owed *owed = &flow->owed[head & (BMC_OWED - 1)];
+	__u32 seq = bpf_ntohl(s->tcp.seq), head = flow->head, len = s->text_len;
+	__u32 place = head & (BMC_OWED - 1), end;
+	const struct window *win = &s->window;
 	__u64 now = flow_now();
 
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->in_next ||
 	    flow->in_skip || flow->in_part || flow->binary || flow->deep ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
-	    now - flow->in_last > BMC_APPLY_NS ||
-	    head - READ_ONCE(flow->tail) >= BMC_OWED || !walk_peek(skb, s))
+	    now - flow->in_last > BMC_APPLY_NS || !in_has_room(flow) ||
+	    !text_peek(skb, s))
 		return false;
-	if ((__u32)window_word(&s->window, 0) != TEXT_GET ||
-	    (__u32)window_line(&s->window) != len)
+	end = token_end(win, GET_LEN, KEY_WORDS);
+	if ((__u32)window_word(win, 0) != TEXT_GET || end + 2 != len ||
+	    (__u16)window_word(win, end) != TEXT_CRLF || end == GET_LEN)
 		return false;
 	flow->in_last = now;
 	flow->in_next = seq + len;
 	flow->in_block = seq + len;
-	flow->in_seen = READ_ONCE(flow->out_next);
-	WRITE_ONCE(owed->what, REPLY_LIST);
+	/* That, or less: then it sends more before it has got all. */
+	flow->in_seen = bpf_ntohl(s->tcp.ack_seq);
+	WRITE_ONCE(flow->in_get, get_of(place, VALUE_LEN + end - GET_LEN));
+	WRITE_ONCE(flow->gets, flow->gets | 1U << place);
 	smp_store_release(flow->head, head + 1);
 	return true;
 }
@@ -670,6 +702,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (!s || !st || !flow)
 		return 0;
 	w = &s->walk;
+	walk_begin(s);
 	if (flow->deep)
 		w->lag = DEEP_NS;
 	if (walk_len(w) && flow_continue(skb, flow, s)) {
@@ -720,20 +753,22 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	return 0;
 }
 
-/* A TCP segment to memcached; the walk stands at its payload. */
-static __always_inline void flow_in(struct __sk_buff *skb,
-				    struct bmc_scratch *s, struct bmc_stats *st)
+/* A TCP segment to memcached. */
+static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_IN);
-	__u32 len = walk_len(&s->walk);
+	struct bmc_stats *st;
 
-	if (!flow && len)
+	if (!flow && s->text_len)
 		flow = flow_new(skb, s);
-	if (flow && flow_in_get(skb, s, flow, len)) {
+	if (flow && flow_in_get(skb, s, flow)) {
 		turn_end(&flow->in_turn);
 	} else if (flow) {
 		flow_in_any(skb, s, flow);
-	} else if (len) {
+	} else if (s->text_len) {
+		st = stats();
+		if (!st)
+			return;
 		st->tcp_unfollowed++;
 		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
@@ -748,13 +783,17 @@ enum answer { ANSWERS_NONE = 0, ANSWERS_LATER, ANSWERS };
 __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 {
 	struct bmc_owed *owed;
+	__u32 place;
 	__u64 what;
 	bool its;
 
 	if (!flow || !r || flow->tail == READ_ONCE(flow->head))
 		return ANSWERS_NONE;
-	owed = &flow->owed[flow->tail & (BMC_OWED - 1)];
-	what = READ_ONCE(owed->what);
+	smp_rmb();
+	place = flow->tail & (BMC_OWED - 1);
+	owed = &flow->owed[place];
+	what = READ_ONCE(flow->gets) >> place & 1 ? REPLY_LIST
+						  : READ_ONCE(owed->what);
 	its = what & r->kind && (r->kind != REPLY_BINARY ||
 				 (what >> OWED_OPCODE & 0xff) == r->opcode);
 	if (what & OWED_OPTIONAL &&
@@ -883,31 +922,32 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 /* The same on the way back: a value and END, or END alone, for a get. */
 static __always_inline bool flow_out_value(struct __sk_buff *skb,
 					   struct bmc_scratch *s,
-					   struct bmc_flow *flow, __u32 len)
+					   struct bmc_flow *flow)
 {
 	__u32 seq = bpf_ntohl(s->tcp.seq), tail = flow->tail, end;
-	const struct bmc_owed *owed = &flow->owed[tail & (BMC_OWED - 1)];
+	__u32 head = READ_ONCE(flow->head), len = s->text_len, get;
 	struct window *win = &s->window;
-	struct reply *r = &s->reply;
+	struct reply r = {};
 
+	smp_rmb();
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
 	    flow->out_skip || flow->out_part || flow->binary || flow->vague ||
 	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST) || tail == READ_ONCE(flow->head) ||
-	    READ_ONCE(owed->what) != REPLY_LIST || !walk_peek(skb, s))
+	    s->tcp.flags & (TCP_FIN | TCP_RST) || tail == head ||
+	    !(READ_ONCE(flow->gets) >> (tail & (BMC_OWED - 1)) & 1) ||
+	    !text_peek(skb, s))
 		return false;
-	r->block = 0;
-	r->last = false;
-	if (!reply_quick(win, r))
+	get = READ_ONCE(flow->in_get) ^ get_of(tail & (BMC_OWED - 1), 0);
+	if (!reply_quick(win, &r, get < LINE_MAX ? get : 0))
 		return false;
-	end = r->head + r->block;
-	if (!r->last) {
+	end = r.head + r.block;
+	if (!r.last) {
 		if (end > len ||
 		    window_word(win, end) << 24 !=
 			    NAME('E', 'N', 'D', '\r', '\n', 0, 0, 0) << 24)
 			return false;
 		end += END_LEN;
-	} else if (!(r->kind & REPLY_LIST)) {
+	} else if (!(r.kind & REPLY_LIST)) {
 		return false;
 	}
 	if (end != len)
@@ -927,6 +967,7 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (!s || !st || !flow)
 		return 0;
 	w = &s->walk;
+	walk_begin(s);
 	if (walk_len(w) && flow_continue_out(flow, s, st)) {
 		w->followed = READ_ONCE(flow->mode) == FLOW_FOLLOWED;
 		w->binary = flow->binary;
@@ -955,11 +996,10 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 }
 
 /* A TCP segment from memcached: which commands does it answer? */
-static __always_inline void flow_out(struct __sk_buff *skb,
-				     struct bmc_scratch *s, struct bmc_stats *st)
+static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_OUT);
-	__u32 len = walk_len(&s->walk);
+	struct bmc_stats *st;
 
 	if (flow && flow->mode == FLOW_NEW) {
 		turn_end(&flow->out_turn);
@@ -967,13 +1007,14 @@ static __always_inline void flow_out(struct __sk_buff *skb,
 	}
 	if (!flow) {
 		/* The reply to what? Whatever it was is applied by now. */
-		if (len) {
+		st = stats();
+		if (s->text_len && st) {
 			st->tcp_unmatched++;
 			flush_all(st, 0);
 		}
 		return;
 	}
-	if (flow_out_value(skb, s, flow, len))
+	if (flow_out_value(skb, s, flow))
 		turn_end(&flow->out_turn);
 	else
 		flow_out_any(skb, s, flow);

@@ -218,44 +218,59 @@ struct bmc_owed {
 /*
  * A TCP connection, see flow.bpf.h. One CPU at a time works on its way to
  * memcached, and one on its way back; whose it is changes only while neither
- * does. The fields of most packets first, in two cache lines.
+ * does. Three cache lines for most packets: both ways read the first one, which
+ * seldom changes; the second is written on the way in, and read on the way back;
+ * the third belongs to the way back. More lines that go from CPU to CPU would
+ * cost more than the rest of the work.
  */
 enum { BMC_OWED = 32 };
 
 struct bmc_flow {
+	__u64 hash; /* of the peers; 0: nobody's */
 	struct bmc_peers peers;
-	__u32 in_turn; /* taken by whoever works on that part */
-	__u32 out_turn;
 	__u32 mode;
 	__u32 binary; /* which protocol it speaks */
-	__u64 in_last; /* when it last sent something, ns */
+	__u32 deep; /* too much was owed for the ring */
+	__u32 place; /* in the table */
+
+	__u32 in_turn; /* taken by whoever works on that way */
 	__u32 in_next; /* sequence number after the last byte looked at */
 	__u32 in_skip; /* bytes of a data block that are still to come */
 	__u32 in_part; /* bytes of a command line whose end is still to come */
 	__u32 in_block; /* sequence number of the latest data block's start */
 	__u32 in_seen; /* out_next when it last sent something */
+	__u32 in_get; /* the last command, if it is a get of one key: get_of() */
 	__u32 head; /* commands put into the ring */
+	__u32 in_tail; /* tail, or what it was */
+	__u32 gets; /* a bit for each place in the ring: nothing but a get */
+	__u64 in_last; /* when it last sent something, ns */
+	__u64 in_hash; /* of the key whose data block goes on */
+	__u32 found; /* segments of whole commands, while its stream is lost */
+	__u32 asked; /* commands in need of a reply, while mute */
+
+	__u32 out_turn;
 	__u32 out_next;
 	__u32 out_skip;
 	__u32 out_part;
 	__u32 tail; /* commands taken out of the ring */
-	__u32 doubt; /* nothing is known about it any more */
-	__u32 deep; /* too much was owed for the ring */
 	__u32 vague; /* a quiet command may have been taken out for another's reply */
-	__u32 found; /* segments of whole commands, while its stream is lost */
-	__u64 in_hash; /* of the key whose data block goes on */
-	__u64 good_since; /* ns */
-	__u32 good; /* how often it seemed that nothing is owed */
-	__u32 base; /* asked - answered when it did */
-	__u32 asked; /* commands in need of a reply, while mute */
-	__u32 answered;
+	__u32 answered; /* replies, while mute */
+	__u32 doubt; /* nothing is known about it any more */
 	__u32 blocks; /* commands with a data block came, while mute */
-	__u32 place; /* in the table */
-	__u8 pad[16];
+	__u32 good; /* how often it seemed that nothing is owed */
+	__u64 good_since; /* ns */
+	__u32 base; /* asked - answered when it did */
+	__u8 pad[12];
+
 	struct bmc_owed owed[BMC_OWED];
 	__u8 in_line[LINE_MAX];
 	__u8 out_line[LINE_MAX];
 };
+
+_Static_assert(__builtin_offsetof(struct bmc_flow, in_turn) == 64 &&
+		       __builtin_offsetof(struct bmc_flow, out_turn) == 128 &&
+		       __builtin_offsetof(struct bmc_flow, owed) == 192,
+	       "the ways do not share a cache line");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -325,7 +340,6 @@ struct walk {
 	bool opens; /* the first command that is known of the connection */
 	bool resumes; /* after something was missing */
 	bool probes; /* likewise, but it is not certain enough */
-	bool peeked; /* the whole packet is in the window */
 	bool lost; /* not understood */
 };
 
@@ -341,7 +355,7 @@ struct bmc_scratch {
 	__u32 l4; /* offset of the UDP or TCP header */
 	__u32 l4_len; /* UDP or TCP header and payload */
 	struct tcphdr tcp;
-	__u32 text; /* offset of the memcached text */
+	__u32 text; /* offset of the memcached text, or of TCP's payload */
 	__u32 text_len;
 	struct walk walk;
 	struct window window;

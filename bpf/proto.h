@@ -25,6 +25,7 @@ enum {
 	TEXT_SET = 's' | 'e' << 8 | 't' << 16 | ' ' << 24,
 	TEXT_VALU = 'V' | 'A' << 8 | 'L' << 16 | 'U' << 24,
 	TEXT_E_SPACE = 'E' | ' ' << 8,
+	TEXT_NO_FLAGS = ' ' | '0' << 8 | ' ' << 16,
 	TEXT_END_ = 'E' | 'N' << 8 | 'D' << 16 | '\r' << 24,
 	TEXT_CRLF = '\r' | '\n'
 				   << 8,
@@ -1030,37 +1031,43 @@ __noinline int reply_line(struct window *w, struct reply *r)
 }
 
 /*
- * The replies that come most, without a loop over the line: "END", "STORED" and the first line
- * of a value, "VALUE <key> <flags> <bytes>". False if it is another, or not all
- * of it is there.
+ * The replies that come most, without a loop over the line: "END", "STORED" and
+ * the first line of a value, "VALUE <key> <flags> <bytes>", whose key ends at
+ * `key_end` if that is known; else it is 0. False if it is another, or not all of
+ * it is there.
  */
-static __always_inline bool reply_quick(const struct window *w, struct reply *r)
+static __always_inline bool reply_quick(const struct window *w, struct reply *r,
+					__u32 key_end)
 {
 	__u64 word = window_word(w, w->at), bytes;
 	__u32 at = w->at, have = w->len - at;
 
-	if ((__u32)word == TEXT_END_ && (__u8)(word >> 32) == '\n' &&
-	    have >= END_LEN) {
-		r->kind = REPLY_LIST | REPLY_STATS;
-		r->head = END_LEN;
+	if (word << 16 != NAME('V', 'A', 'L', 'U', 'E', ' ', 0, 0) << 16) {
+		if ((__u32)word == TEXT_END_ && (__u8)(word >> 32) == '\n' &&
+		    have >= END_LEN) {
+			r->kind = REPLY_LIST | REPLY_STATS;
+			r->head = END_LEN;
+		} else if (word == NAME('S', 'T', 'O', 'R', 'E', 'D', '\r', '\n') &&
+			   have >= 8) {
+			r->kind = REPLY_LINE | REPLY_STATS;
+			r->head = 8;
+		} else {
+			return false;
+		}
 		r->last = true;
 		return true;
 	}
-	if (word == NAME('S', 'T', 'O', 'R', 'E', 'D', '\r', '\n') && have >= 8) {
-		r->kind = REPLY_LINE | REPLY_STATS;
-		r->head = 8;
-		r->last = true;
-		return true;
+	if ((window_word(w, at + key_end) & 0xffffff) == TEXT_NO_FLAGS) {
+		at += key_end + 3;
+	} else {
+		at = token_end(w, at + VALUE_LEN, KEY_WORDS);
+		if (window_at(w, at) != ' ' || at == w->at + VALUE_LEN)
+			return false;
+		at = token_end(w, at + 1, 2);
+		if (window_at(w, at) != ' ')
+			return false;
+		at++;
 	}
-	if ((__u32)word != TEXT_VALU || (word >> 32 & 0xffff) != TEXT_E_SPACE)
-		return false;
-	at = token_end(w, at + VALUE_LEN, KEY_WORDS);
-	if (window_at(w, at) != ' ' || at == w->at + VALUE_LEN)
-		return false;
-	at = token_end(w, at + 1, 2);
-	if (window_at(w, at) != ' ')
-		return false;
-	at++;
 	bytes = window_digits(w, at);
 	at += bytes & 0xff;
 	if (!bytes || (__u16)window_word(w, at) != TEXT_CRLF || at + 2 > w->len)
@@ -1073,7 +1080,7 @@ static __always_inline bool reply_quick(const struct window *w, struct reply *r)
 
 __noinline int reply_often(struct window *w, struct reply *r)
 {
-	return w && r && reply_quick(w, r);
+	return w && r && reply_quick(w, r, 0);
 }
 
 /*

@@ -275,16 +275,17 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 }
 
 /* A datagram from memcached: if it answers a lease, fill. */
-static __always_inline void
-reply_seen(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_stats *st)
+static __always_inline void reply_seen(struct __sk_buff *skb,
+				       struct bmc_scratch *s)
 {
+	struct bmc_stats *st = stats();
 	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
 	struct window *win = &s->window;
 	bool leased;
 	__u64 frame;
 	__s64 bytes;
 
-	if (s->l4_len <= UDP_LEN + FRAME_LEN)
+	if (!st || s->l4_len <= UDP_LEN + FRAME_LEN)
 		return;
 	len = s->l4_len - UDP_LEN - FRAME_LEN;
 	n = len < LINE_MAX ? len : LINE_MAX;

@@ -3,9 +3,9 @@
  * The table of TCP connections: finds the flow, which is what is known of one, by
  * its addresses and ports, for each segment. TC programs only.
  *
- * A hash leads to one set of tags and, if that is full, to another; a tag that
- * fits leads to a flow, which proves itself by its peers once its turn is
- * taken. A connection gets in when memcached has a socket for it, or is about to
+ * A hash leads to one place, or else to a set of tags around it and, if that is
+ * full, to another; a tag that fits leads to a flow, which proves itself by its
+ * peers once its turn is taken. A connection gets in when memcached has a socket for it, or is about to
  * have one, so that nobody can fill the table with segments alone; it goes when
  * memcached's end is closed. Where there is no room, one that was idle for
  * IDLE_NS makes it. Without a place it is not followed, which is safe: each of
@@ -128,14 +128,16 @@ static __always_inline __u64 peers_ports(const struct bmc_peers *peers)
 	return peers->client_port | (__u64)peers->server_port << 16;
 }
 
-/* The tag of a hash is in its upper half, the number of a set in its lower. */
+/*
+ * The tag of a hash is in its upper half, the number of a set in its lower. This
+ * host has few addresses, and nobody chooses them: there they need no product of
+ * their own.
+ */
 static __always_inline __u64 peers_hash(const struct bmc_peers *peers)
 {
-	return hash_end(hash_word(0, peers->client[0]) +
-				hash_word(1, peers->client[1]) +
-				hash_word(2, peers->server[0]) +
-				hash_word(3, peers->server[1]) +
-				hash_word(4, peers_ports(peers)),
+	return hash_end(hash_word(0, peers->client[0] ^ peers->server[0]) +
+				hash_word(1, peers->client[1] ^ peers->server[1]) +
+				hash_word(2, peers_ports(peers)),
 			0);
 }
 
@@ -196,17 +198,15 @@ __noinline __u32 flow_seek(__u64 hash)
 	return found;
 }
 
+/* Most are in the place that is tried first. */
 static __always_inline struct bmc_flow *flow_find(__u64 hash)
 {
-	__u32 nr = flow_set(hash, 0), way = flow_way(hash), place;
-	const struct bmc_flow_set *set;
+	__u32 place = flow_set(hash, 0) * BMC_FLOW_WAYS + flow_way(hash);
+	struct bmc_flow *flow = bpf_map_lookup_elem(&bmc_flows, &place);
 
-	set = bpf_map_lookup_elem(&bmc_flow_sets, &nr);
-	if (!set)
-		return NULL;
-	place = nr * BMC_FLOW_WAYS + way;
-	if (READ_ONCE(set->tags[way]) != flow_tag(hash))
-		place = flow_seek(hash) - 1;
+	if (flow && READ_ONCE(flow->hash) == hash)
+		return flow;
+	place = flow_seek(hash) - 1;
 	return bpf_map_lookup_elem(&bmc_flows, &place);
 }
 
@@ -245,6 +245,7 @@ static __always_inline void flow_reset(struct bmc_flow *flow)
 	flow->out_skip = 0;
 	flow->out_part = 0;
 	flow->tail = flow->head;
+	flow->in_tail = flow->head;
 	flow->doubt = false;
 	flow->deep = false;
 	flow->vague = false;
@@ -255,18 +256,20 @@ static __always_inline void flow_reset(struct bmc_flow *flow)
 }
 
 /* The flow is to be another connection's, if nobody works on it. */
-__noinline int flow_move_in(struct bmc_flow *flow, __u32 *tag, __u32 from,
-			    __u32 to, const struct bmc_peers *peers)
+__noinline int flow_move_in(struct bmc_flow *flow, __u32 *tag, __u32 old,
+			    const struct bmc_peers *peers, __u64 hash)
 {
 	int moved = false;
 
 	if (!flow || !tag || !peers || !turn_take(&flow->in_turn))
 		return false;
 	if (turn_take(&flow->out_turn)) {
-		moved = __sync_val_compare_and_swap(tag, from, to) == from;
+		moved = __sync_val_compare_and_swap(tag, old, flow_tag(hash)) ==
+			old;
 		if (moved) {
 			flow_reset(flow);
 			flow->peers = *peers;
+			WRITE_ONCE(flow->hash, hash);
 		}
 		turn_end(&flow->out_turn);
 	}
@@ -302,7 +305,7 @@ static long mover_step(__u32 i, void *arg)
 	if (old && (pass < 4 || flow_now() - READ_ONCE(flow->in_last) < IDLE_NS))
 		return 0;
 	flow->place = place;
-	if (!flow_move_in(flow, &set->tags[way], old, flow_tag(m->hash), m->peers))
+	if (!flow_move_in(flow, &set->tags[way], old, m->peers, m->hash))
 		return 0;
 	m->place = place + 1;
 	return 1;
@@ -348,6 +351,7 @@ static __always_inline void flow_leave(struct bmc_flow *flow, enum way way)
 	flow_mute(flow);
 	if (!set || !turn_take(other))
 		return; /* it goes when it was idle for long enough */
+	WRITE_ONCE(flow->hash, 0);
 	WRITE_ONCE(set->tags[place & (BMC_FLOW_WAYS - 1)], 0);
 	turn_end(other);
 }

@@ -732,7 +732,7 @@ static void flow_walk(const __u8 *s, int packets, bool replies)
 	memset(&flow, 0, sizeof(flow));
 	memset(&native_stats, 0, sizeof(native_stats));
 	the_flow = &flow;
-	native_set.tags[0] = flow_tag(peers_hash(&sc->request.peers));
+	flow.hash = peers_hash(&sc->request.peers);
 	dids = 0;
 	if (replies)
 		flow.mode = FLOW_MUTE;
@@ -745,11 +745,11 @@ static void flow_walk(const __u8 *s, int packets, bool replies)
 		sc->tcp.seq = bpf_htonl(from);
 		tcp_sock.rcv_nxt = from;
 		tcp_sock.bytes_received = from;
-		walk_begin(sc, 0, n);
+		text_begin(sc, 0, n);
 		if (replies)
-			flow_out(&skb, sc, &native_stats);
+			flow_out(&skb, sc);
 		else
-			flow_in(&skb, sc, &native_stats);
+			flow_in(&skb, sc);
 		from += n;
 	}
 }
