@@ -37,6 +37,7 @@ const volatile struct bmc_config cfg;
 #include "maps.bpf.h"
 #include "packet.bpf.h"
 #include "expiry.bpf.h"
+#include "heat.bpf.h"
 #include "cache.bpf.h"
 #include "lease.bpf.h"
 #include "table.bpf.h"

@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 5,
+	BMC_LAYOUT = 6,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -78,7 +78,7 @@ struct bmc_slot {
 	__u32 deadline; /* as an age; no hit from then on */
 	__u16 csum; /* ones' complement sum of the text, not inverted */
 	__u8 klen;
-	__u8 heat; /* hits seen by the eviction, saturating */
+	__u8 heat; /* how often it is asked for, see heat.bpf.h */
 	__u8 server; /* memcached's number in bmc_servers */
 	__u8 class;
 	__u8 text[2]; /* its start, "VA" */

@@ -33,7 +33,6 @@ enum {
 	UNITS_SHIFT = BMC_SLAB_SHIFT - BMC_UNIT_SHIFT,
 	UNITS = 1 << UNITS_SHIFT,
 	COPY_INLINE = 256, /* bytes; more are copied by a helper */
-	HEAT_MAX = 3, /* hits that a slot remembers */
 	SERVER_STEPS = 8, /* numbers that one memcached may have */
 	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
 	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
@@ -325,8 +324,7 @@ static __always_inline int find(struct bmc_scratch *s)
 		/* Linearized: between its two loads the word stood still. */
 		s->reply_csum += at & 1 ? (__u16)(csum << 8 | csum >> 8) : csum;
 		s->reply_len = at + len;
-		if (slot->heat < HEAT_MAX)
-			slot->heat++;
+		heat_hit(slot, READ_ONCE(g->era));
 		return FIND_HIT;
 	}
 	return found;
@@ -401,23 +399,6 @@ static __always_inline void slot_unlink(struct bmc_slot *slot, __u32 slab,
 			(void)__sync_val_compare_and_swap(&b->ways[i], way, 0);
 }
 
-/* Where this CPU's eviction hand stands in each class. */
-struct bmc_hand {
-	__u32 slab; /* + 1; 0: not started */
-	__u32 slot;
-};
-
-struct bmc_hands {
-	struct bmc_hand classes[BMC_CLASSES];
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct bmc_hands);
-} bmc_hands SEC(".maps");
-
 /* A slot never used before, or -1: "slab << UNITS_SHIFT | unit". */
 static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 					__u32 units)
@@ -451,6 +432,7 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 	class->newest = slab + 1;
 	class->taken = 1;
 	class->slabs++;
+	pool->slots += slots;
 	if (!class->first) {
 		class->first = slab + 1;
 		pool->begun++;
@@ -470,38 +452,54 @@ static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
 	return (__u64)slab << UNITS_SHIFT;
 }
 
+/* What the choice of who makes room for a newcomer goes by. */
+struct choice {
+	__u64 epoch;
+	__u64 era;
+	__u32 now;
+	__u32 count; /* how often the newcomer was asked for */
+};
+
+/* How often the entry was asked for; 0 if it is of no use any more. */
+static __always_inline __u32 slot_count(const struct bmc_slot *slot,
+					const struct choice *choice)
+{
+	if (slot_is_dead(slot, choice->now, choice->epoch))
+		return 0;
+	return heat_count(READ_ONCE(slot->heat), choice->era);
+}
+
 /* An entry gives way to another one, if it was of use still. */
 static __always_inline void count_eviction(const struct bmc_slot *slot,
-					   __u32 now, __u64 epoch)
+					   const struct choice *choice)
 {
 	struct bmc_stats *st = stats();
 
-	if (st && !slot_is_dead(slot, now, epoch))
+	if (st && !slot_is_dead(slot, choice->now, choice->epoch))
 		st->evictions++;
 }
 
 /*
- * The hand of a clock goes round the slots of a class (CLOCK, Corbato 1969,
- * with a small count for a bit): what was hit since it last came by cools down
- * and stays, what was not is the victim. If there is none within a few steps
- * the newcomer is not admitted: those were hit, it was not yet. The victim is
- * returned taken.
+ * The victim, returned taken: a hand goes round the slots of a class, and of the
+ * next few the one asked for least gives way, if that is less than `count`.
  */
-static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
-					 __u32 units, __u32 now, __u64 epoch)
+__noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 {
-	struct bmc_class *class = &pool->classes[c];
-	__u32 zero = 0, slots = class_slots(units);
+	__u32 zero = 0, least = HEAT_MAX + 1, units, slots;
+	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
 	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
 	struct bmc_hand *hand;
+	struct bmc_slot *slot;
+	__u64 found = 0;
 
-	if (!hands)
+	if (!pool || !hands || !choice || c >= BMC_CLASSES)
 		return -1;
 	hand = &hands->classes[c];
-	for (int i = 0; i < HAND_STEPS; i++) {
+	units = class_units[c];
+	slots = class_slots(units);
+	for (int i = 0; i < HAND_STEPS && least; i++) {
 		struct bmc_slab_meta *meta;
-		struct bmc_slot *slot;
-		__u32 slab, unit;
+		__u32 slab, unit, count;
 
 		if (!hand->slab || hand->slot >= slots) {
 			__u32 next = 0;
@@ -512,7 +510,7 @@ static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
 				if (meta)
 					next = meta->next;
 			}
-			hand->slab = next ?: READ_ONCE(class->first);
+			hand->slab = next ?: READ_ONCE(pool->classes[c].first);
 			hand->slot = 0;
 			if (!hand->slab)
 				return -1; /* the class has no slab at all */
@@ -522,38 +520,44 @@ static __always_inline __s64 slot_victim(struct bmc_pool *pool, __u32 c,
 		slot = slot_at(slab, unit);
 		if (!slot)
 			continue;
-		if (slot->heat && !slot_is_dead(slot, now, epoch)) {
-			slot->heat--;
-			continue;
+		count = slot_count(slot, choice);
+		if (count < least) {
+			least = count;
+			found = (__u64)slab << UNITS_SHIFT | unit;
 		}
-		if (!slot_take(slot))
-			continue;
-		if (slot->klen) {
-			count_eviction(slot, now, epoch);
-			slot_unlink(slot, slab, unit);
-		}
-		return (__u64)slab << UNITS_SHIFT | unit;
 	}
-	return -1;
+	if (least && least >= choice->count)
+		return -1;
+	slot = slot_at(found >> UNITS_SHIFT, found);
+	if (!slot || !slot_take(slot))
+		return -1;
+	if (slot->klen) {
+		count_eviction(slot, choice);
+		slot_unlink(slot, found >> UNITS_SHIFT, found & (UNITS - 1));
+	}
+	return found;
 }
 
 enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION, FILL_EXPIRY };
 
 /*
  * Which way of a locked bucket the key in s shall have: its own, an empty one,
- * a dead one, or one that nobody asked for since the last time. The number of
- * its word in the bucket, 1 to 7; 0 if there is none.
+ * a dead one, or that asked for least, if that is less than the newcomer. The
+ * number of its word in the bucket, 1 to 7; 0 if there is none.
  */
-__noinline int bucket_way(const struct bmc_bucket *b,
-			  const struct bmc_scratch *s, __u32 now)
+__noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *s,
+			  const struct choice *choice)
 {
 	int empty = 0, cold = 0;
+	__u32 least;
 
-	if (!b || !s)
+	if (!b || !s || !choice)
 		return 0;
+	least = choice->count;
 	for (int i = 0; i < BMC_WAYS; i++) {
 		__u64 way = READ_ONCE(b->ways[i]);
 		struct bmc_slot *slot = way ? way_slot(way) : NULL;
+		__u32 count;
 
 		if (!slot) {
 			empty = i + 1;
@@ -561,23 +565,15 @@ __noinline int bucket_way(const struct bmc_bucket *b,
 		}
 		if (way_is(way, s->hash) && slot_holds((void *)slot, s))
 			return i + 1;
-		if (!way_is(way, slot->hash) || slot_is_dead(slot, now, s->epoch))
-			empty = i + 1; /* moved on, or nobody's any more */
-		else if (!slot->heat)
+		count = slot_count(slot, choice);
+		if (!way_is(way, slot->hash) || !count) {
+			empty = i + 1; /* moved on, or of no use any more */
+		} else if (count < least) {
 			cold = i + 1;
+			least = count;
+		}
 	}
 	return empty ?: cold;
-}
-
-/* Makes every entry of the bucket a little colder. */
-static __always_inline void bucket_cool(struct bmc_bucket *b)
-{
-	for (int i = 0; i < BMC_WAYS; i++) {
-		struct bmc_slot *slot = way_slot(READ_ONCE(b->ways[i]));
-
-		if (slot && slot->heat)
-			slot->heat--;
-	}
 }
 
 /* The ones' complement sum of the slot's text. */
@@ -621,8 +617,9 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_global *g = cache_global();
 	__u32 zero = 0, c = class_for(len), units, slab, unit;
 	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
+	struct choice choice = { .now = age_now() };
 	__u64 word, old, life;
-	__u32 now = age_now();
 	int done = FILL_ADMISSION;
 	__u64 *way;
 	__u32 n;
@@ -630,7 +627,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_bucket *b;
 	__s64 ref;
 
-	if (!s || !g || !pool || c >= BMC_CLASSES)
+	if (!s || !g || !pool || !hands || c >= BMC_CLASSES)
 		return FILL_RACED;
 	b = cache_bucket(s->hash);
 	if (!b || READ_ONCE(g->word) != s->epoch || len > BMC_REPLY_MAX || !len)
@@ -641,16 +638,18 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	server_seek(s, true);
 	if (!s->server)
 		return FILL_ADMISSION;
+	era_step(g, pool, hands);
+	choice.epoch = s->epoch;
+	choice.era = READ_ONCE(g->era);
+	choice.count = heat_miss(bucket_of(s->hash), s->hash, choice.era);
 	units = class_units[c];
 	word = s->word;
 	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
 		return FILL_RACED;
 
-	n = bucket_way(b, s, now) & BMC_WAYS;
-	if (!n) {
-		bucket_cool(b);
+	n = bucket_way(b, s, &choice) & BMC_WAYS;
+	if (!n)
 		goto unlock;
-	}
 	/* The way's own slot is used again if the size fits, else freed. */
 	way = &b->word + n;
 	old = READ_ONCE(*way);
@@ -658,7 +657,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	slot = old ? way_slot(old) : NULL;
 	if (slot && way_is(old, slot->hash) && slot_take(slot)) {
 		if (slot->hash != s->hash)
-			count_eviction(slot, now, s->epoch);
+			count_eviction(slot, &choice);
 		/* Between look and take it may have changed hands. */
 		if (way_is(old, slot->hash) && slot->class == c) {
 			ref = (__u32)old - 1;
@@ -675,7 +674,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 			if (!slot || !slot_take(slot))
 				goto unlock;
 		} else {
-			ref = slot_victim(pool, c, units, now, s->epoch);
+			ref = slot_victim(c, &choice);
 		}
 		if (ref < 0)
 			goto unlock;
@@ -689,10 +688,10 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	/* From here on the slot is ours: its number is odd. */
 	slot->hash = s->hash;
 	slot->epoch_len = s->epoch >> 17 << 16 | len;
-	slot->deadline = now + life;
+	slot->deadline = choice.now + life;
 	slot->server = s->server;
 	slot->klen = s->klen;
-	slot->heat = 0;
+	slot->heat = heat_make(choice.count, choice.era);
 	slot->class = c;
 	if (!skb_load(skb, off, slot_text(slot), len, BMC_REPLY_MAX)) {
 		slot->klen = 0;

@@ -81,6 +81,7 @@ struct bmc_class {
 struct bmc_pool {
 	struct bpf_spin_lock lock;
 	__u32 slabs; /* handed out to classes */
+	__u32 slots; /* in all of them */
 	__u32 begun; /* classes that have one */
 	struct bmc_class classes[BMC_CLASSES];
 };
@@ -101,6 +102,14 @@ struct {
 	__type(value, struct bmc_server);
 } bmc_servers SEC(".maps");
 
+/* How often keys were asked for that were not there: see heat.bpf.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} bmc_asked SEC(".maps");
+
 /* For each slab: its class and the next slab (plus one) of that class. */
 struct bmc_slab_meta {
 	__u32 class;
@@ -114,9 +123,28 @@ struct {
 	__type(value, struct bmc_slab_meta);
 } bmc_slab_meta SEC(".maps");
 
-/* G, the coherence word of the whole cache. flush and flush_all write. */
+/* Where this CPU's eviction hand stands in each class. */
+struct bmc_hand {
+	__u32 slab; /* + 1; 0: not started */
+	__u32 slot;
+};
+
+struct bmc_hands {
+	struct bmc_hand classes[BMC_CLASSES];
+	__u64 misses; /* since it last ended an era, see heat.bpf.h */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bmc_hands);
+} bmc_hands SEC(".maps");
+
+/* What every hit reads; written by flush and flush_all, and when an era ends. */
 struct bmc_global {
-	__u64 word;
+	__u64 word; /* G, the coherence word of the whole cache */
+	__u64 era; /* of counts of requests, see heat.bpf.h */
 	__u64 quarantine; /* no lease before this time, ns */
 	__u64 since; /* from when on every segment was seen, ns */
 	__u64 due[2]; /* when a delayed flush_all takes effect, ns; 0: none */

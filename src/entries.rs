@@ -60,6 +60,7 @@ struct Cache {
     servers: Shared,
     buckets: usize,
     epoch: u64,
+    era: u64,
     now: u32,
 }
 
@@ -77,6 +78,7 @@ impl Cache {
             servers: map("servers")?,
             buckets: config.buckets as usize,
             epoch: global.word,
+            era: global.era,
             now: instance::now(&instance.dir)?,
         })
     }
@@ -130,8 +132,15 @@ impl Cache {
         let server = usize::from(head.server).checked_sub(1)?;
         let server = self.servers.read(server * size_of::<bmc_server>())?;
         let left = time_left(head.deadline, self.now)?;
-        decode(&head, &server, bytes.get(TEXT..TEXT + len)?, left)
+        let asked = count(head.heat, self.era);
+        decode(&bmc_slot { heat: asked, ..head }, &server, bytes.get(TEXT..TEXT + len)?, left)
     }
+}
+
+/// How often it was asked for, as `heat_count()` of `bpf/heat.bpf.h` sees it.
+fn count(heat: u8, era: u64) -> u8 {
+    let eras = (era as u8).wrapping_sub(heat >> 3) & 31;
+    (heat & 7) >> eras.min(3)
 }
 
 /// The time until the deadline, `None` if it has passed.
@@ -288,6 +297,14 @@ mod tests {
         assert_eq!(time_left(6, 5), Some(Duration::from_nanos(1 << 26)));
         assert_eq!(time_left(5, 5), None);
         assert_eq!(time_left(0, 5), None, "a slot given up");
+    }
+
+    #[test]
+    fn halves_the_count_with_each_era() {
+        assert_eq!(count(5 << 3 | 7, 5), 7);
+        assert_eq!(count(5 << 3 | 7, 6), 3);
+        assert_eq!(count(31 << 3 | 7, 32), 3, "eras turn over");
+        assert_eq!(count(5 << 3 | 7, 5 + 31), 0);
     }
 
     #[test]

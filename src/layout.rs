@@ -12,7 +12,7 @@ use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slab_meta;
 
 /// `BMC_LAYOUT` of `bpf/bmc.h`.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Least and most that `--memory` may be. A slot's address has 17 bits for its
 /// slab, less the one reference that stands for "none".
@@ -29,10 +29,10 @@ const FLOW_SET: u64 = size_of::<bmc_flow_set>() as u64 + FLOW_WAYS * size_of::<b
 /// can map it. Generous; the index gets what is left of it.
 const MAP_HEAD: u64 = 8192;
 
-/// An index bucket, its half of a line of expiry records, and the slots it is
-/// meant to lead to: 96 bytes a slot (class 1, a 16-byte key and a 32-byte
-/// value), buckets five eighths full.
-const BUCKET: u64 = (size_of::<bmc_bucket>() + size_of::<bmc_expiry>() / 2) as u64;
+/// An index bucket, its half of a line of expiry records, its word of counts, and
+/// the slots it is meant to lead to: 96 bytes a slot (class 1, a 16-byte key and a
+/// 32-byte value), buckets five eighths full.
+const BUCKET: u64 = (size_of::<bmc_bucket>() + size_of::<bmc_expiry>() / 2 + 8) as u64;
 const BUCKET_SLOTS: u64 = 7 * 96 * 5 / 8;
 
 const SLAB: u64 = (size_of::<bmc_slab>() + size_of::<bmc_slab_meta>()) as u64;
@@ -80,7 +80,7 @@ impl Layout {
         let sized = senders * 8 + leases * size_of::<bmc_lease>() as u64 + flow_sets * FLOW_SET;
         let rest = memory
             .checked_sub(fixed + sized)
-            .and_then(|rest| rest.checked_sub(8 * MAP_HEAD))
+            .and_then(|rest| rest.checked_sub(9 * MAP_HEAD))
             .ok_or(OutOfRange(memory))?;
         let index = rest / (BUCKET + BUCKET_SLOTS) * BUCKET;
         let slabs = (rest - index) / SLAB;
@@ -100,7 +100,7 @@ impl Layout {
     /// The entries of a map, if they depend on `--memory`.
     pub fn entries(&self, map: &str) -> Option<u32> {
         match map {
-            "bmc_index" => Some(self.buckets),
+            "bmc_index" | "bmc_asked" => Some(self.buckets),
             "bmc_slabs" | "bmc_slab_meta" => Some(self.slabs),
             "bmc_senders" => Some(self.senders),
             "bmc_leases" => Some(self.leases),

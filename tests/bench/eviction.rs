@@ -41,7 +41,7 @@ const ITEMS: usize = 3 * 10_907;
 const VALUE: [u8; 32] = [b'v'; 32];
 
 fn main() {
-    let thousands = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(1000);
+    let thousands = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(4000);
     println!("{ITEMS} entries, {thousands},000 requests each; hit ratios of the second half");
     println!(
         "{:<36} {:>6} {:>6} {:>6} {:>6}  {:>7} {:>7}",
@@ -75,13 +75,13 @@ fn draw(zipf: &Zipf, rng: &mut Rng) -> Request {
 }
 
 fn traces(requests: usize) -> Vec<(String, Trace)> {
-    let keys = 16 * ITEMS;
     let mut all = Vec::new();
-    for skew in [0.7, 0.99, 1.2] {
-        let (zipf, mut rng) = (Zipf::new(keys, skew), Rng::new(1));
+    for (skew, times) in [(0.7, 16), (0.99, 4), (0.99, 16), (0.99, 64), (1.2, 16)] {
+        let (zipf, mut rng) = (Zipf::new(times * ITEMS, skew), Rng::new(1));
         let trace = (0..requests).map(|_| draw(&zipf, &mut rng)).collect();
-        all.push((format!("Zipf {skew}, 16 times the entries"), trace));
+        all.push((format!("Zipf {skew}, {times} times the entries"), trace));
     }
+    let keys = 16 * ITEMS;
     let zipf = Zipf::new(keys, 0.99);
     let once = |nth| Request { key: (keys + nth) as u32, popular: false };
 

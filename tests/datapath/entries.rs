@@ -101,6 +101,60 @@ fn entries_of_one_size_may_have_most_of_the_memory() {
     scene.fill(&v4(), "large", 0, &[b'v'; 1000]);
 }
 
+/// Asks memcached once for each of that many keys. Says how many were learnt.
+fn ask_once(scene: &Scene, what: &str, keys: usize, data: &[u8]) -> u64 {
+    let before = scene.bmc.counters().get("fills");
+    for nth in 0..keys {
+        scene.ask(&v4(), &format!("{what}-{nth}"), data);
+    }
+    scene.bmc.counters().get("fills") - before
+}
+
+/// Fourteen places, and what was asked for twice in all of them.
+fn full_of_hot_entries() -> Option<Scene> {
+    let scene = Scene::load(&Config { buckets: 2, ..Config::default() })?;
+    assert_eq!(ask_once(&scene, "hot", 100, LARGE), 14);
+    let before = scene.bmc.counters();
+    ask_once(&scene, "hot", 100, LARGE);
+    let counted = scene.bmc.counters().since(&before);
+    assert_eq!((counted.get("hits"), counted.get("evictions")), (14, 0));
+    Some(scene)
+}
+
+/// Of these a slab holds few, so that eras are short.
+const LARGE: &[u8] = &[b'v'; 1300];
+
+#[test]
+fn a_newcomer_stays_if_it_is_asked_for_more_often_than_what_is_there() {
+    let Some(scene) = full_of_hot_entries() else {
+        return;
+    };
+    let ask = |expected| {
+        let before = scene.bmc.counters();
+        scene.ask(&v4(), "newcomer", LARGE);
+        let counted = scene.bmc.counters().since(&before);
+        let names = ["hits", "fills", "fill_admission", "evictions"];
+        assert_eq!(names.map(|name| counted.get(name)), expected);
+    };
+    ask([0, 0, 1, 0]);
+    ask([0, 0, 1, 0]);
+    ask([0, 1, 0, 1]);
+    ask([1, 0, 0, 0]);
+}
+
+#[test]
+fn what_was_asked_for_long_ago_makes_room() {
+    let Some(scene) = full_of_hot_entries() else {
+        return;
+    };
+    // An era is five times the 721 slots of a slab each.
+    assert_eq!(ask_once(&scene, "soon", 3000, LARGE), 0);
+    assert!(ask_once(&scene, "late", 5000, LARGE) >= 14);
+    let hits = scene.bmc.counters().get("hits");
+    ask_once(&scene, "hot", 100, LARGE);
+    assert_eq!(scene.bmc.counters().get("hits"), hits);
+}
+
 /// Many keys in few buckets and slabs: entries go, answers stay right.
 #[test]
 fn a_full_cache_still_answers_right() {

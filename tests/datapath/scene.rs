@@ -106,6 +106,15 @@ impl Scene {
         self.counting(what, expected, || self.bmc.send(frame));
     }
 
+    /// Asks for a key; memcached answers if bmc does not.
+    pub(crate) fn ask(&self, flow: &Flow, key: &str, data: &[u8]) {
+        let id = self.id();
+        if self.bmc.receive(&flow.get(id, &[key])) == Verdict::Passed {
+            let reply = datagram(id, &values(&[value(key, 0, data)]));
+            self.bmc.send(&flow.reversed().udp(&reply));
+        }
+    }
+
     /// Asks memcached for a key that bmc does not have, which learns it.
     #[track_caller]
     pub(crate) fn fill(&self, flow: &Flow, key: impl AsRef<[u8]>, flags: u32, data: &[u8]) {

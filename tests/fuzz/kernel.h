@@ -80,6 +80,7 @@ static struct bmc_config cfg;
 #include "maps.bpf.h"
 #include "packet.bpf.h"
 #include "expiry.bpf.h"
+#include "heat.bpf.h"
 #include "cache.bpf.h"
 
 /* What a walk comes to: the tests look at it instead of at the buckets. */
