@@ -38,6 +38,7 @@ const volatile struct bmc_config cfg;
 #include "packet.bpf.h"
 #include "expiry.bpf.h"
 #include "heat.bpf.h"
+#include "slab.bpf.h"
 #include "cache.bpf.h"
 #include "lease.bpf.h"
 #include "table.bpf.h"

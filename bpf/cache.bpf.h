@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
 /*
- * The cache: an index of buckets, and slots of several sizes cut from slabs.
- * The only code that touches an entry; it knows nothing of packets.
+ * The cache: an index of buckets that leads to slots (slab.bpf.h), where the
+ * entries are. It knows nothing of packets.
  *
  * A key's bucket depends on the key alone, never on which memcached it was
  * asked from: a write that reaches memcached by another address, port or
@@ -30,86 +30,13 @@
 #define CACHE_BPF_H
 
 enum {
-	UNITS_SHIFT = BMC_SLAB_SHIFT - BMC_UNIT_SHIFT,
-	UNITS = 1 << UNITS_SHIFT,
 	COPY_INLINE = 256, /* bytes; more are copied by a helper */
 	SERVER_STEPS = 8, /* numbers that one memcached may have */
-	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
-	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
-	/* What the verifier takes a slot for: head and text in whole chunks. */
-	SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,
 };
-
-/* Sizes of the classes in units: those that waste least of them on the values of
- * Facebook's ETC and USR pools (Atikoglu et al., SIGMETRICS 2012) and of Twitter's
- * clusters (Yang et al., OSDI 2020), taken together.
- */
-const volatile __u8 class_units[BMC_CLASSES] = { 2,  3,	 4,  5,	 6,  7,	 8,  10,
-						 12, 14, 17, 20, 24, 29, 36, 45 };
-
-_Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN <= BMC_SLOT_MAX,
-	       "the largest reply fits the largest slot");
-_Static_assert(45 * BMC_UNIT == BMC_SLOT_MAX,
-	       "the last class is the largest slot");
 
 static __always_inline bool is_clean(__u64 word)
 {
 	return !(word & (BMC_GEN - 1));
-}
-
-static __always_inline struct bmc_global *cache_global(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&bmc_global, &zero);
-}
-
-static __always_inline __u32 bucket_of(__u64 hash)
-{
-	return (hash & 0xffffffff) * cfg.buckets >> 32;
-}
-
-static __always_inline struct bmc_bucket *cache_bucket(__u64 hash)
-{
-	__u32 bucket = bucket_of(hash);
-
-	return bpf_map_lookup_elem(&bmc_index, &bucket);
-}
-
-static __always_inline __u64 way_make(__u64 hash, __u32 slab, __u32 unit)
-{
-	return (hash >> 32 << 32) | ((slab << UNITS_SHIFT | unit) + 1);
-}
-
-static __always_inline bool way_is(__u64 way, __u64 hash)
-{
-	return way && way >> 32 == hash >> 32;
-}
-
-/*
- * A slot starts so low in its slab that the largest one fits behind it: one
- * bound serves all classes, at the price of 0.2 % of the slab.
- */
-static __always_inline struct bmc_slot *slot_at(__u32 slab, __u32 unit)
-{
-	__u32 off = (unit & (UNITS - 1)) << BMC_UNIT_SHIFT;
-	struct bmc_slab *s = bpf_map_lookup_elem(&bmc_slabs, &slab);
-
-	if (!s || off > BMC_SLAB_SIZE - SLOT_REACH)
-		return NULL;
-	return (void *)s + off;
-}
-
-static __always_inline struct bmc_slot *way_slot(__u64 way)
-{
-	__u32 ref = (__u32)way - 1;
-
-	return slot_at(ref >> UNITS_SHIFT, ref);
-}
-
-static __always_inline __u8 *slot_text(struct bmc_slot *slot)
-{
-	return (__u8 *)slot + BMC_SLOT_TEXT;
 }
 
 /* A slot as far as its key goes. */
@@ -251,13 +178,6 @@ static __always_inline __u32 age_now(void)
 }
 
 /* Whether nobody misses the slot's content: too old, or from before a flush. */
-static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u32 now,
-					 __u64 epoch)
-{
-	return READ_ONCE(slot->deadline) <= now ||
-	       slot->epoch_len >> 16 != epoch >> 17;
-}
-
 enum found { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
 
 /*
@@ -355,189 +275,6 @@ static __always_inline void bucket_forget(struct bmc_bucket *b, __u64 hash)
 	}
 }
 
-static __always_inline __u32 class_for(__u32 len)
-{
-	__u32 c = 0;
-
-	for (; c < BMC_CLASSES - 1; c++)
-		if (BMC_SLOT_TEXT + len <= (__u32)class_units[c] << BMC_UNIT_SHIFT)
-			break;
-	return c;
-}
-
-static __always_inline __u32 class_slots(__u32 units)
-{
-	return (BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1;
-}
-
-/* Takes a slot if it can be had: makes its sequence number odd. */
-static __always_inline bool slot_take(struct bmc_slot *slot)
-{
-	__u32 seq = READ_ONCE(slot->seq);
-
-	return !(seq & 1) &&
-	       __sync_val_compare_and_swap(&slot->seq, seq, seq + 1) == seq;
-}
-
-static __always_inline void slot_release(struct bmc_slot *slot)
-{
-	/* Atomic for its barrier: the content is there before the number. */
-	(void)__sync_fetch_and_add(&slot->seq, 1);
-}
-
-/* Removes the way that leads to the slot, if its bucket still has it. */
-static __always_inline void slot_unlink(struct bmc_slot *slot, __u32 slab,
-					__u32 unit)
-{
-	struct bmc_bucket *b = cache_bucket(slot->hash);
-	__u64 way = way_make(slot->hash, slab, unit);
-
-	if (!b)
-		return;
-	for (int i = 0; i < BMC_WAYS; i++)
-		if (READ_ONCE(b->ways[i]) == way)
-			(void)__sync_val_compare_and_swap(&b->ways[i], way, 0);
-}
-
-/* A slot never used before, or -1: "slab << UNITS_SHIFT | unit". */
-static __always_inline __s64 slot_fresh(struct bmc_pool *pool, __u32 c,
-					__u32 units)
-{
-	struct bmc_class *class = &pool->classes[c];
-	__u32 slots = class_slots(units), slab, slot, older, kept;
-	struct bmc_slab_meta *meta;
-
-	if (READ_ONCE(class->taken) >= slots || !READ_ONCE(class->newest))
-		if (READ_ONCE(pool->slabs) >= cfg.slabs)
-			return -1;
-	bpf_spin_lock(&pool->lock);
-	if (class->newest && class->taken < slots) {
-		slab = class->newest - 1;
-		slot = class->taken++;
-		bpf_spin_unlock(&pool->lock);
-		return (__u64)slab << UNITS_SHIFT | slot * units;
-	}
-	/* The last slabs are for the classes that have none yet, but of little
-	 * memory no more than a quarter.
-	 */
-	kept = BMC_CLASSES - pool->begun;
-	if (kept > cfg.slabs / 4)
-		kept = cfg.slabs / 4;
-	if (pool->slabs + (class->first ? kept : 0) >= cfg.slabs) {
-		bpf_spin_unlock(&pool->lock);
-		return -1;
-	}
-	slab = pool->slabs++;
-	older = class->newest;
-	class->newest = slab + 1;
-	class->taken = 1;
-	class->slabs++;
-	pool->slots += slots;
-	if (!class->first) {
-		class->first = slab + 1;
-		pool->begun++;
-	}
-	bpf_spin_unlock(&pool->lock);
-
-	/* Until the chain is mended the hand takes it for shorter. */
-	meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
-	if (meta)
-		meta->class = c;
-	if (older) {
-		older--;
-		meta = bpf_map_lookup_elem(&bmc_slab_meta, &older);
-		if (meta)
-			meta->next = slab + 1;
-	}
-	return (__u64)slab << UNITS_SHIFT;
-}
-
-/* What the choice of who makes room for a newcomer goes by. */
-struct choice {
-	__u64 epoch;
-	__u64 era;
-	__u32 now;
-	__u32 count; /* how often the newcomer was asked for */
-};
-
-/* How often the entry was asked for; 0 if it is of no use any more. */
-static __always_inline __u32 slot_count(const struct bmc_slot *slot,
-					const struct choice *choice)
-{
-	if (slot_is_dead(slot, choice->now, choice->epoch))
-		return 0;
-	return heat_count(READ_ONCE(slot->heat), choice->era);
-}
-
-/* An entry gives way to another one, if it was of use still. */
-static __always_inline void count_eviction(const struct bmc_slot *slot,
-					   const struct choice *choice)
-{
-	struct bmc_stats *st = stats();
-
-	if (st && !slot_is_dead(slot, choice->now, choice->epoch))
-		st->evictions++;
-}
-
-/*
- * The victim, returned taken: a hand goes round the slots of a class, and of the
- * next few the one asked for least gives way, if that is less than `count`.
- */
-__noinline __s64 slot_victim(__u32 c, const struct choice *choice)
-{
-	__u32 zero = 0, least = HEAT_MAX + 1, units, slots;
-	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
-	struct bmc_hand *hand;
-	struct bmc_slot *slot;
-	__u64 found = 0;
-
-	if (!pool || !hands || !choice || c >= BMC_CLASSES)
-		return -1;
-	hand = &hands->classes[c];
-	units = class_units[c];
-	slots = class_slots(units);
-	for (int i = 0; i < HAND_STEPS && least; i++) {
-		struct bmc_slab_meta *meta;
-		__u32 slab, unit, count;
-
-		if (!hand->slab || hand->slot >= slots) {
-			__u32 next = 0;
-
-			if (hand->slab) {
-				slab = hand->slab - 1;
-				meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
-				if (meta)
-					next = meta->next;
-			}
-			hand->slab = next ?: READ_ONCE(pool->classes[c].first);
-			hand->slot = 0;
-			if (!hand->slab)
-				return -1; /* the class has no slab at all */
-		}
-		slab = hand->slab - 1;
-		unit = hand->slot++ * units;
-		slot = slot_at(slab, unit);
-		if (!slot)
-			continue;
-		count = slot_count(slot, choice);
-		if (count < least) {
-			least = count;
-			found = (__u64)slab << UNITS_SHIFT | unit;
-		}
-	}
-	if (least && least >= choice->count)
-		return -1;
-	slot = slot_at(found >> UNITS_SHIFT, found);
-	if (!slot || !slot_take(slot))
-		return -1;
-	if (slot->klen) {
-		count_eviction(slot, choice);
-		slot_unlink(slot, found >> UNITS_SHIFT, found & (UNITS - 1));
-	}
-	return found;
-}
-
 enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION, FILL_EXPIRY };
 
 /*
@@ -615,7 +352,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 			  __u32 off, __u32 len)
 {
 	struct bmc_global *g = cache_global();
-	__u32 zero = 0, c = class_for(len), units, slab, unit;
+	__u32 zero = 0, c = class_for(len), slab, unit;
 	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
 	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
 	struct choice choice = { .now = age_now() };
@@ -642,7 +379,6 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	choice.epoch = s->epoch;
 	choice.era = READ_ONCE(g->era);
 	choice.count = heat_miss(bucket_of(s->hash), s->hash, choice.era);
-	units = class_units[c];
 	word = s->word;
 	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
 		return FILL_RACED;
@@ -668,14 +404,9 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 		}
 	}
 	if (ref < 0) {
-		ref = slot_fresh(pool, c, units);
-		if (ref >= 0) {
-			slot = slot_at(ref >> UNITS_SHIFT, ref);
-			if (!slot || !slot_take(slot))
-				goto unlock;
-		} else {
+		ref = slot_fresh(c);
+		if (ref < 0)
 			ref = slot_victim(c, &choice);
-		}
 		if (ref < 0)
 			goto unlock;
 	}
@@ -696,14 +427,15 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (!skb_load(skb, off, slot_text(slot), len, BMC_REPLY_MAX)) {
 		slot->klen = 0;
 		slot->deadline = 0;
-		slot->hash = 0;
+		WRITE_ONCE(*way, 0);
 		slot_release(slot);
 		goto unlock;
 	}
 	slot->csum = text_csum(slot_text(slot), len);
+	/* While the slot is still ours: whoever takes it next finds its way. */
+	WRITE_ONCE(*way, way_make(s->hash, slab, unit));
 	slot_release(slot);
 
-	WRITE_ONCE(*way, way_make(s->hash, slab, unit));
 	if (__sync_val_compare_and_swap(&b->word, word | BMC_LOCK,
 					word + BMC_GEN) == (word | BMC_LOCK))
 		return FILL_DONE;

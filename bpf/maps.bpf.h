@@ -36,6 +36,17 @@
 #define smp_store_release(x, v) ((void)__sync_lock_test_and_set(&(x), v))
 #endif
 
+/* One CPU at a time takes its turn at something; nobody waits. */
+static __always_inline bool turn_take(__u32 *turn)
+{
+	return !__sync_val_compare_and_swap(turn, 0, 1);
+}
+
+static __always_inline void turn_end(__u32 *turn)
+{
+	smp_store_release(*turn, 0);
+}
+
 /*
  * The index: one cache line a bucket. BPF_F_MMAPABLE makes the kernel align
  * the values to a page, and so every bucket to its line; a plain array starts
@@ -50,7 +61,7 @@ struct {
 	__type(value, struct bmc_bucket);
 } bmc_index SEC(".maps");
 
-/* Slabs of slots; a slab belongs to one size class for good. Fills write. */
+/* Slabs of slots of one size, see slab.bpf.h. Fills write. */
 struct bmc_slab {
 	union {
 		struct bmc_slot slot; /* the first; so that the tool knows it */
@@ -68,8 +79,8 @@ struct {
 
 /*
  * Slabs handed out so far and, for each class, its newest slab (plus one) and
- * the slots taken from it. `next` chains the slabs of a class: the eviction
- * hand walks it.
+ * the slots taken from it. `next` chains the slabs of a class, oldest first: the
+ * eviction hand walks it.
  */
 struct bmc_class {
 	__u32 first; /* slab + 1; 0: none yet */
@@ -84,6 +95,15 @@ struct bmc_pool {
 	__u32 slots; /* in all of them */
 	__u32 begun; /* classes that have one */
 	struct bmc_class classes[BMC_CLASSES];
+	/* Slabs on their way from class to class, see slab.bpf.h. */
+	__u32 turn; /* taken by whoever works on what follows */
+	__u32 probe; /* class that is asked for a slab next */
+	__u32 empty; /* slab + 1 that is being emptied; 0: none */
+	__u32 empty_at; /* its next slot */
+	__u32 empty_units; /* of its slots */
+	__u32 rest_first; /* slab + 1; 0: none rests */
+	__u32 rest_last;
+	__u32 resting;
 };
 
 struct {
@@ -112,6 +132,7 @@ struct {
 
 /* For each slab: its class and the next slab (plus one) of that class. */
 struct bmc_slab_meta {
+	__u64 since; /* when it began to rest, ns */
 	__u32 class;
 	__u32 next;
 };

@@ -41,17 +41,6 @@ static __always_inline __u64 flow_now(void)
 	return bpf_jiffies64() * cfg.tick;
 }
 
-/* One CPU at a time works on a part of a flow; nobody waits. */
-static __always_inline bool turn_take(__u32 *turn)
-{
-	return !__sync_val_compare_and_swap(turn, 0, 1);
-}
-
-static __always_inline void turn_end(__u32 *turn)
-{
-	smp_store_release(*turn, 0);
-}
-
 /* Which reply belongs to which command is unknown from now on. */
 __noinline int flow_mute(struct bmc_flow *flow)
 {

@@ -155,6 +155,90 @@ fn what_was_asked_for_long_ago_makes_room() {
     assert_eq!(scene.bmc.counters().get("hits"), hits);
 }
 
+/// Eight slabs that were full of small values, of which nobody asks for any again.
+fn full_of_small_values() -> Option<Scene> {
+    let scene = Scene::load(&Config { buckets: 1 << 15, slabs: 8, ..Config::default() })?;
+    let learnt = ask_once(&scene, "small", 80_000, &[b's'; 32]);
+    // A slab holds 10,907 of them, two slabs are left to others.
+    assert!((65_000..66_000).contains(&learnt), "{learnt} small ones");
+    scene.bmc.flush();
+    scene.bmc.end_quarantine();
+    Some(scene)
+}
+
+/// What is asked for is larger than it was: the memory goes over to it.
+#[test]
+fn memory_follows_the_sizes_that_are_asked_for() {
+    let Some(scene) = full_of_small_values() else {
+        return;
+    };
+    // A slab holds 907 of them.
+    let large =
+        |nth: usize| scene.ask(&v4(), &format!("large-{nth}"), &vec![b'l'; 1000 + nth % 100]);
+    let hits = || (0..4000).filter(|nth| large(*nth)).count();
+    for _ in 0..30 {
+        hits();
+        scene.bmc.end_rest();
+    }
+    let last = hits();
+    assert!(last > 3900, "{last} hits");
+}
+
+/// Whoever has the address of an emptied slot must be gone before it is used.
+#[test]
+fn an_emptied_slab_rests() {
+    let Some(scene) = full_of_small_values() else {
+        return;
+    };
+    let data = [b'l'; 1000];
+    for _ in 0..30 {
+        for nth in 0..4000 {
+            scene.ask(&v4(), &format!("large-{nth}"), &data);
+        }
+    }
+    let hits = (0..4000).filter(|nth| scene.ask(&v4(), &format!("large-{nth}"), &data)).count();
+    assert!(hits < 2000, "{hits} of 1814");
+}
+
+/// To and fro: whatever is answered is checked to the last byte.
+#[test]
+fn memory_that_changes_hands_keeps_no_old_text() {
+    let Some(scene) = Scene::load(&Config { buckets: 1 << 12, slabs: 4, ..Config::default() })
+    else {
+        return;
+    };
+    let text = |size, nth| -> Vec<u8> {
+        (0..size + nth % 20).map(|at| b'a' + ((nth + at) % 26) as u8).collect()
+    };
+    let mut random = Rng::new(7);
+    let (mut before, mut hits) = (1300, 0);
+    for phase in 0..8 {
+        let size = [1300, 40, 600, 150][phase % 4];
+        let keys = 5_000_000 / size;
+        for round in 0..30_000 {
+            if round % 5000 == 0 {
+                scene.bmc.end_rest();
+            }
+            let nth = random.below(keys);
+            let data = text(size, nth);
+            hits += usize::from(scene.ask(&v4(), &format!("{size}-{nth}"), &data));
+        }
+        // Of what was there before, nothing may lead to what is there now.
+        for nth in 0..(5_000_000 / before).min(10_000) {
+            let delete = format!("delete {before}-{nth}\r\n");
+            scene.bmc.receive(&v4().udp(&datagram(scene.id(), delete.as_bytes())));
+        }
+        for nth in 0..keys.min(10_000) {
+            let data = text(size, nth);
+            hits += usize::from(scene.ask(&v4(), &format!("{size}-{nth}"), &data));
+        }
+        scene.bmc.flush();
+        scene.bmc.end_quarantine();
+        before = size;
+    }
+    assert!(hits > 10_000, "{hits} hits");
+}
+
 /// Many keys in few buckets and slabs: entries go, answers stay right.
 #[test]
 fn a_full_cache_still_answers_right() {

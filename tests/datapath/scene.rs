@@ -106,12 +106,21 @@ impl Scene {
         self.counting(what, expected, || self.bmc.send(frame));
     }
 
-    /// Asks for a key; memcached answers if bmc does not.
-    pub(crate) fn ask(&self, flow: &Flow, key: &str, data: &[u8]) {
-        let id = self.id();
-        if self.bmc.receive(&flow.get(id, &[key])) == Verdict::Passed {
-            let reply = datagram(id, &values(&[value(key, 0, data)]));
-            self.bmc.send(&flow.reversed().udp(&reply));
+    /// Asks for a key; memcached answers if bmc does not, which is said.
+    #[track_caller]
+    pub(crate) fn ask(&self, flow: &Flow, key: &str, data: &[u8]) -> bool {
+        let (id, text) = (self.id(), values(&[value(key, 0, data)]));
+        let frame = flow.get(id, &[key]);
+        match self.bmc.receive(&frame) {
+            Verdict::Answered(reply) => {
+                check_reply(key, &frame, &reply, &text);
+                true
+            }
+            Verdict::Passed => {
+                self.bmc.send(&flow.reversed().udp(&datagram(id, &text)));
+                false
+            }
+            verdict @ Verdict::AnsweredLate(_) => panic!("{verdict:?}"),
         }
     }
 

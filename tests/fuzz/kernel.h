@@ -81,6 +81,7 @@ static struct bmc_config cfg;
 #include "packet.bpf.h"
 #include "expiry.bpf.h"
 #include "heat.bpf.h"
+#include "slab.bpf.h"
 #include "cache.bpf.h"
 
 /* What a walk comes to: the tests look at it instead of at the buckets. */

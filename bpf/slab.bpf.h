@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * Where entries lie: slots of several sizes, the classes, cut from slabs of 1 MiB
+ * of ONE array map. Which slot a newcomer gets: one of its class that was never
+ * used, or that of the victim. Fills only.
+ *
+ * Memory follows what is stored. Where the victim of one class was asked for more
+ * often, for its bytes, than a sample of another class's oldest slab, that slab is
+ * emptied, a few slots with each fill. An emptied slot stays taken and no way leads
+ * to it. What still has its address, from before, must not meet the text of
+ * another class there: the slab rests for longer than any program runs. Then a
+ * class that needs one gets it.
+ */
+#ifndef SLAB_BPF_H
+#define SLAB_BPF_H
+
+enum {
+	UNITS_SHIFT = BMC_SLAB_SHIFT - BMC_UNIT_SHIFT,
+	UNITS = 1 << UNITS_SHIFT,
+	HAND_STEPS = 8, /* slots that one fill looks at for a victim */
+	CSUM_CHUNK = 512, /* bpf_csum_diff() takes no more before Linux 6.13 */
+	/* What the verifier takes a slot for: head and text in whole chunks. */
+	SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,
+	EMPTY_STEPS = 8, /* slots that one fill empties */
+	SAMPLE = 8, /* slots that stand for a slab */
+	SEEK_EVERY = 16, /* misses from sample to sample */
+	GAIN = 2, /* so much more often must a byte be asked for */
+	REST_SHARE = 16, /* of the slabs so many rest, at most */
+	CLASS_NONE = BMC_CLASSES,
+};
+
+/* No program runs for so long. */
+#define REST_NS (10 * SECOND)
+
+/* Sizes of the classes in units: those that waste least of them on the values of
+ * Facebook's ETC and USR pools (Atikoglu et al., SIGMETRICS 2012) and of Twitter's
+ * clusters (Yang et al., OSDI 2020), taken together.
+ */
+const volatile __u8 class_units[BMC_CLASSES] = { 2,  3,	 4,  5,	 6,  7,	 8,  10,
+						 12, 14, 17, 20, 24, 29, 36, 45 };
+
+_Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN <= BMC_SLOT_MAX,
+	       "the largest reply fits the largest slot");
+_Static_assert(45 * BMC_UNIT == BMC_SLOT_MAX,
+	       "the last class is the largest slot");
+
+static __always_inline struct bmc_global *cache_global(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_global, &zero);
+}
+
+static __always_inline __u32 bucket_of(__u64 hash)
+{
+	return (hash & 0xffffffff) * cfg.buckets >> 32;
+}
+
+static __always_inline struct bmc_bucket *cache_bucket(__u64 hash)
+{
+	__u32 bucket = bucket_of(hash);
+
+	return bpf_map_lookup_elem(&bmc_index, &bucket);
+}
+
+static __always_inline __u64 way_make(__u64 hash, __u32 slab, __u32 unit)
+{
+	return (hash >> 32 << 32) | ((slab << UNITS_SHIFT | unit) + 1);
+}
+
+static __always_inline bool way_is(__u64 way, __u64 hash)
+{
+	return way && way >> 32 == hash >> 32;
+}
+
+/*
+ * A slot starts so low in its slab that the largest one fits behind it: one
+ * bound serves all classes, at the price of 0.2 % of the slab.
+ */
+static __always_inline struct bmc_slot *slot_at(__u32 slab, __u32 unit)
+{
+	__u32 off = (unit & (UNITS - 1)) << BMC_UNIT_SHIFT;
+	struct bmc_slab *s = bpf_map_lookup_elem(&bmc_slabs, &slab);
+
+	if (!s || off > BMC_SLAB_SIZE - SLOT_REACH)
+		return NULL;
+	return (void *)s + off;
+}
+
+static __always_inline struct bmc_slot *way_slot(__u64 way)
+{
+	__u32 ref = (__u32)way - 1;
+
+	return slot_at(ref >> UNITS_SHIFT, ref);
+}
+
+static __always_inline __u8 *slot_text(struct bmc_slot *slot)
+{
+	return (__u8 *)slot + BMC_SLOT_TEXT;
+}
+
+static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u32 now,
+					 __u64 epoch)
+{
+	return READ_ONCE(slot->deadline) <= now ||
+	       slot->epoch_len >> 16 != epoch >> 17;
+}
+
+static __always_inline __u32 class_for(__u32 len)
+{
+	__u32 c = 0;
+
+	for (; c < BMC_CLASSES - 1; c++)
+		if (BMC_SLOT_TEXT + len <= (__u32)class_units[c] << BMC_UNIT_SHIFT)
+			break;
+	return c;
+}
+
+static __always_inline __u32 class_slots(__u32 units)
+{
+	return (BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1;
+}
+
+/* Takes a slot if it can be had: makes its sequence number odd. */
+static __always_inline bool slot_take(struct bmc_slot *slot)
+{
+	__u32 seq = READ_ONCE(slot->seq);
+
+	return !(seq & 1) &&
+	       __sync_val_compare_and_swap(&slot->seq, seq, seq + 1) == seq;
+}
+
+static __always_inline void slot_release(struct bmc_slot *slot)
+{
+	/* Atomic for its barrier: the content is there before the number. */
+	(void)__sync_fetch_and_add(&slot->seq, 1);
+}
+
+/* Removes the way that leads to the slot, if its bucket still has it. */
+static __always_inline void slot_unlink(struct bmc_slot *slot, __u32 slab,
+					__u32 unit)
+{
+	struct bmc_bucket *b = cache_bucket(slot->hash);
+	__u64 way = way_make(slot->hash, slab, unit);
+
+	if (!b)
+		return;
+	for (int i = 0; i < BMC_WAYS; i++)
+		if (READ_ONCE(b->ways[i]) == way)
+			(void)__sync_val_compare_and_swap(&b->ways[i], way, 0);
+}
+
+/*
+ * Takes the slab (plus one) that has rested for longest from the chain, if it has
+ * rested for long enough. The pool's turn must be taken.
+ */
+static __always_inline __u32 slab_rested(struct bmc_pool *pool)
+{
+	__u32 first = pool->rest_first, slab = first - 1;
+	struct bmc_slab_meta *meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+
+	if (!first || !meta || bpf_ktime_get_coarse_ns() - meta->since < REST_NS)
+		return 0;
+	pool->rest_first = meta->next;
+	pool->resting--;
+	meta->next = 0;
+	return first;
+}
+
+/* Puts a slab at the end of the chain. The pool's turn must be taken. */
+static __always_inline void slab_rest(struct bmc_pool *pool, __u32 slab)
+{
+	struct bmc_slab_meta *meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+	__u32 last = pool->rest_last - 1;
+
+	if (!meta)
+		return;
+	meta->since = bpf_ktime_get_coarse_ns();
+	meta->next = 0;
+	if (pool->rest_first) {
+		meta = bpf_map_lookup_elem(&bmc_slab_meta, &last);
+		if (!meta)
+			return;
+		meta->next = slab + 1;
+	} else {
+		pool->rest_first = slab + 1;
+	}
+	pool->rest_last = slab + 1;
+	pool->resting++;
+}
+
+/*
+ * Gives the class a slab: one that rested (plus one), or a new one. Says whether
+ * there was any; not if another CPU was faster, and the one that rested is left.
+ */
+static __always_inline bool class_grow(struct bmc_pool *pool, __u32 c,
+				       __u32 slots, __u32 rested)
+{
+	struct bmc_class *class = &pool->classes[c];
+	struct bmc_slab_meta *meta;
+	__u32 slab, older, kept;
+
+	bpf_spin_lock(&pool->lock);
+	/* The last slabs are for the classes that have none yet, but of little
+	 * memory no more than a quarter.
+	 */
+	kept = BMC_CLASSES - pool->begun;
+	if (kept > cfg.slabs / 4)
+		kept = cfg.slabs / 4;
+	if ((class->newest && class->taken < slots) ||
+	    (!rested && pool->slabs + (class->first ? kept : 0) >= cfg.slabs)) {
+		bpf_spin_unlock(&pool->lock);
+		return false;
+	}
+	slab = rested ? rested - 1 : pool->slabs++;
+	older = class->newest;
+	class->newest = slab + 1;
+	class->taken = 0;
+	class->slabs++;
+	pool->slots += slots;
+	if (!class->first) {
+		class->first = slab + 1;
+		pool->begun++;
+	}
+	bpf_spin_unlock(&pool->lock);
+
+	/* Until the chain is mended the hand takes it for shorter. */
+	meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+	if (meta)
+		meta->class = c;
+	if (older) {
+		older--;
+		meta = bpf_map_lookup_elem(&bmc_slab_meta, &older);
+		if (meta)
+			meta->next = slab + 1;
+	}
+	return true;
+}
+
+/*
+ * A slot never used before, or not since its slab was another class's, returned
+ * taken: "slab << UNITS_SHIFT | unit". -1 if there is none.
+ */
+__noinline __s64 slot_fresh(__u32 c)
+{
+	__u32 zero = 0, units, slots, newest, taken, rested;
+	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+	struct bmc_class *class;
+	struct bmc_slot *slot;
+
+	if (!pool || c >= BMC_CLASSES)
+		return -1;
+	class = &pool->classes[c];
+	units = class_units[c];
+	slots = class_slots(units);
+	for (int i = 0; i < 2; i++) {
+		bool mine;
+
+		newest = READ_ONCE(class->newest);
+		taken = READ_ONCE(class->taken);
+		if (!newest || taken >= slots) {
+			if (class_grow(pool, c, slots, 0))
+				continue;
+			if (!READ_ONCE(pool->rest_first) ||
+			    !turn_take(&pool->turn))
+				return -1;
+			rested = slab_rested(pool);
+			if (rested && !class_grow(pool, c, slots, rested))
+				slab_rest(pool, rested - 1);
+			turn_end(&pool->turn);
+			if (!rested)
+				return -1;
+			continue;
+		}
+		slot = slot_at(newest - 1, taken * units);
+		if (!slot)
+			return -1;
+		bpf_spin_lock(&pool->lock);
+		mine = class->newest == newest && class->taken == taken;
+		if (mine) {
+			/* What was here before was text, and is nobody's. */
+			slot->seq |= 1;
+			slot->deadline = 0;
+			slot->klen = 0;
+			class->taken = taken + 1;
+		}
+		bpf_spin_unlock(&pool->lock);
+		if (mine)
+			return (__u64)(newest - 1) << UNITS_SHIFT | taken * units;
+	}
+	return -1;
+}
+
+/* What the choice of who makes room for a newcomer goes by. */
+struct choice {
+	__u64 epoch;
+	__u64 era;
+	__u32 now;
+	__u32 count; /* how often the newcomer was asked for */
+};
+
+/* How often the entry was asked for; 0 if it is of no use any more. */
+static __always_inline __u32 slot_count(const struct bmc_slot *slot,
+					const struct choice *choice)
+{
+	if (slot_is_dead(slot, choice->now, choice->epoch))
+		return 0;
+	return heat_count(READ_ONCE(slot->heat), choice->era);
+}
+
+/* An entry gives way to another one, if it was of use still. */
+static __always_inline void count_eviction(const struct bmc_slot *slot,
+					   const struct choice *choice)
+{
+	struct bmc_stats *st = stats();
+
+	if (st && !slot_is_dead(slot, choice->now, choice->epoch))
+		st->evictions++;
+}
+
+/* How often a few slots of the slab were asked for, together. */
+static __always_inline __u32 slab_count(__u32 slab, __u32 units,
+					const struct choice *choice)
+{
+	__u32 from = bpf_get_prandom_u32(), slots = class_slots(units), sum = 0;
+
+	for (__u32 i = 0; i < SAMPLE; i++) {
+		struct bmc_slot *slot = slot_at(slab, (from + i) % slots * units);
+
+		if (slot)
+			sum += slot_count(slot, choice);
+	}
+	return sum;
+}
+
+/*
+ * Shall the next class in turn give a slab, so that class c gets one, where a slot
+ * more would be asked for `worth` times? Begins to empty it then. The pool's turn
+ * must be taken.
+ */
+static __always_inline void slab_seek(struct bmc_pool *pool, __u32 c,
+				      __u32 worth, const struct choice *choice)
+{
+	__u32 d = pool->probe++ % BMC_CLASSES, first, units, slab;
+	struct bmc_class *class = &pool->classes[d];
+	struct bmc_slab_meta *meta;
+
+	first = READ_ONCE(class->first);
+	slab = first - 1;
+	units = class_units[d];
+	meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+	if (d == c || !meta || !meta->next || first == READ_ONCE(class->newest))
+		return;
+	if (worth * SAMPLE * units <=
+	    slab_count(slab, units, choice) * class_units[c] * GAIN)
+		return;
+	bpf_spin_lock(&pool->lock);
+	class->first = meta->next;
+	class->slabs--;
+	pool->slots -= class_slots(units);
+	bpf_spin_unlock(&pool->lock);
+	meta->class = CLASS_NONE;
+	pool->empty_units = units;
+	pool->empty_at = 0;
+	pool->empty = first;
+}
+
+/* Goes on to empty a slab. The pool's turn must be taken. */
+static __always_inline void slab_empty(struct bmc_pool *pool,
+				       const struct choice *choice)
+{
+	__u32 slab = pool->empty - 1, units = pool->empty_units;
+
+	for (int i = 0; i < EMPTY_STEPS; i++) {
+		__u32 unit = pool->empty_at * units;
+		struct bmc_slot *slot;
+
+		if (pool->empty_at >= class_slots(units)) {
+			pool->empty = 0;
+			slab_rest(pool, slab);
+			return;
+		}
+		slot = slot_at(slab, unit);
+		if (!slot || !slot_take(slot))
+			return; /* somebody writes it: later */
+		if (slot->klen) {
+			count_eviction(slot, choice);
+			slot_unlink(slot, slab, unit);
+		}
+		pool->empty_at++;
+	}
+}
+
+/*
+ * Moves memory to class c, a little, if that is of use: its coldest entry, or else
+ * the newcomer that found no place, was asked for `worth` times.
+ */
+__noinline int slab_move(__u32 c, __u32 worth, const struct choice *choice)
+{
+	__u32 zero = 0;
+	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+
+	if (!pool || !choice || c >= BMC_CLASSES || !turn_take(&pool->turn))
+		return 0;
+	if (pool->empty)
+		slab_empty(pool, choice);
+	else if (pool->resting <= cfg.slabs / REST_SHARE)
+		slab_seek(pool, c, worth, choice);
+	turn_end(&pool->turn);
+	return 0;
+}
+
+/*
+ * The slab (plus one) of class c where this CPU's hand stands, and in *end up to
+ * where its slots are in use; 0 if the class has none.
+ */
+static __always_inline __u32 hand_slab(struct bmc_hand *hand,
+				       const struct bmc_class *class, __u32 c,
+				       __u32 slots, __u32 *end)
+{
+	struct bmc_slab_meta *meta;
+
+	for (int i = 0; i < 3; i++) {
+		__u32 slab = hand->slab - 1;
+
+		meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
+		*end = hand->slab == READ_ONCE(class->newest)
+			       ? READ_ONCE(class->taken)
+			       : slots;
+		if (!meta || READ_ONCE(meta->class) != c)
+			hand->slab = READ_ONCE(class->first); /* it has moved */
+		else if (hand->slot >= *end)
+			hand->slab = READ_ONCE(meta->next)
+					     ?: READ_ONCE(class->first);
+		else
+			return hand->slab;
+		hand->slot = 0;
+	}
+	return 0;
+}
+
+/*
+ * The victim, returned taken: a hand goes round the slots of a class, and of the
+ * next few the one asked for least gives way, if that is less than `count`.
+ */
+__noinline __s64 slot_victim(__u32 c, const struct choice *choice)
+{
+	__u32 zero = 0, least = HEAT_MAX + 1, units, end, slab;
+	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
+	struct bmc_hand *hand;
+	struct bmc_slot *slot;
+	__u32 found = 0;
+
+	if (!pool || !hands || !choice || c >= BMC_CLASSES)
+		return -1;
+	hand = &hands->classes[c];
+	units = class_units[c];
+	slab = hand_slab(hand, &pool->classes[c], c, class_slots(units), &end);
+	for (int i = 0; slab && i < HAND_STEPS && hand->slot < end && least; i++) {
+		__u32 unit = hand->slot++ * units, count;
+
+		slot = slot_at(slab - 1, unit);
+		if (!slot)
+			continue;
+		count = slot_count(slot, choice);
+		if (count < least) {
+			least = count;
+			found = unit;
+		}
+	}
+	if (READ_ONCE(pool->empty) || !(hands->misses % SEEK_EVERY))
+		slab_move(c, least < choice->count ? least : choice->count,
+			  choice);
+	if (!slab || least > HEAT_MAX || (least && least >= choice->count))
+		return -1;
+	slab--;
+	slot = slot_at(slab, found);
+	if (!slot || !slot_take(slot))
+		return -1;
+	if (slot->klen) {
+		count_eviction(slot, choice);
+		slot_unlink(slot, slab, found);
+	}
+	return (__u64)slab << UNITS_SHIFT | found;
+}
+
+#endif /* SLAB_BPF_H */
