@@ -405,6 +405,10 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	}
 	if (ref < 0) {
 		ref = slot_fresh(c);
+		if (ref < 0 && !READ_ONCE(pool->classes[c].first)) {
+			c = class_larger(pool, c);
+			ref = slot_fresh(c);
+		}
 		if (ref < 0)
 			ref = slot_victim(c, &choice);
 		if (ref < 0)

@@ -116,6 +116,15 @@ static __always_inline __u32 class_for(__u32 len)
 	return c;
 }
 
+/* Where entries of class c are kept that has no memory: the next one that has. */
+static __always_inline __u32 class_larger(const struct bmc_pool *pool, __u32 c)
+{
+	for (__u32 i = c; i < BMC_CLASSES; i++)
+		if (READ_ONCE(pool->classes[i].first))
+			return i;
+	return c;
+}
+
 static __always_inline __u32 class_slots(__u32 units)
 {
 	return (BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1;

@@ -86,6 +86,21 @@ fn writing_a_slot_leaves_its_neighbours_alone() {
     }
 }
 
+/// Less slabs than sizes: what has none of its own takes the place of larger ones.
+#[test]
+fn entries_of_every_size_find_a_place_in_little_memory() {
+    let config = Config { slabs: 6, ..Config::default() };
+    let Some(scene) = Scene::load(&config) else {
+        return;
+    };
+    let data = vec![b'v'; 1300];
+    for len in (20..1300).rev().step_by(40) {
+        scene.fill(&v4(), format!("key-{len}"), 0, &data[..len]);
+    }
+    let refused = scene.bmc.counters().get("fill_admission");
+    assert_eq!(refused, 0);
+}
+
 /// Sizes that nobody stores have no more than a quarter of the memory kept free.
 #[test]
 fn entries_of_one_size_may_have_most_of_the_memory() {

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! What the programs take for a request on each of its ways: a hit, of one key
+//! and of so many that no CPU cache holds them, a miss, its lease, its fill.
+//!
+//! Frames go through the programs one by one, by `BPF_PROG_TEST_RUN`, each with a
+//! few system calls before it: the caches are as a busy machine leaves them, not
+//! as a loop does. The kernel counts the time, and its own part of it is what the
+//! least program there is takes in the same way.
+//!
+//! `cargo bench --bench path_cost [-- ROUNDS]`; needs root.
+
+#[path = "../fixture/mod.rs"]
+mod fixture;
+#[path = "../packet/mod.rs"]
+mod packet;
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+#[path = "../common/random.rs"]
+mod random;
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use bmc::kernel::prog_info;
+use bmc::skel::bench::BenchSkelBuilder;
+use fixture::Bmc;
+use fixture::Config;
+use fixture::Verdict;
+use libbpf_rs::ProgramInput;
+use libbpf_rs::ProgramMut;
+use libbpf_rs::skel::SkelBuilder as _;
+use packet::Flow;
+use random::Rng;
+
+const KEYS: usize = 500_000;
+const REQUESTS: usize = 20_000;
+const VALUE: [u8; 32] = [b'v'; 32];
+const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+fn main() {
+    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(7);
+    let config = Config {
+        max_age: Duration::from_secs(36_000),
+        unknown_ttl: Duration::from_secs(36_000),
+        buckets: KEYS as u32 / 4,
+        slabs: 64,
+        ..Config::default()
+    };
+    let Some(bmc) = Bmc::load(&config) else {
+        return;
+    };
+    let mut storage = MaybeUninit::uninit();
+    let bench = BenchSkelBuilder::default()
+        .open(&mut storage)
+        .and_then(libbpf_rs::skel::OpenSkel::load)
+        .expect("the benchmark's programs load");
+    let mut client = Client { bmc: &bmc, id: 0, rng: Rng::new(1) };
+    let _counting = Counting::start();
+
+    let least = |client: &mut Client<'_>| {
+        let frame = client.request(0);
+        let input = ProgramInput { data_in: Some(&frame), ..ProgramInput::default() };
+        bench.progs.bmc_pass.test_run(input).expect("it runs");
+        bmc.counters();
+    };
+    let [rx, rx_tc, tx] = [bmc.rx(), bmc.rx_tc(), bmc.tx()];
+    let free = cost(tx, || (0..KEYS).for_each(|key| client.learn(key)));
+    let mut costs = vec![vec![]; 6];
+    for round in 0..rounds {
+        let mut run = |of: &ProgramMut<'_>, what: &mut dyn FnMut(&mut Client<'_>)| {
+            cost(of, || (0..REQUESTS).for_each(|_| what(&mut client)))
+        };
+        costs[0].push(run(&bench.progs.bmc_pass, &mut |client| least(client)));
+        costs[1].push(run(rx, &mut |client| client.hit(7)));
+        costs[2].push(run(rx, &mut |client| {
+            let key = client.rng.below(KEYS);
+            client.hit(key);
+        }));
+        // Keys that nobody has asked for.
+        let mut new = KEYS * 2 + round * 3 * REQUESTS;
+        let mut miss = |client: &mut Client<'_>| {
+            new += 1;
+            client.miss(new);
+        };
+        costs[3].push(run(rx, &mut miss));
+        costs[4].push(run(rx_tc, &mut miss));
+        let mut new = KEYS + round * REQUESTS;
+        costs[5].push(run(tx, &mut |client| {
+            new += 1;
+            client.learn(new);
+        }));
+    }
+    let [least, hit, cold, miss, lease, fill] =
+        costs.try_into().expect("there are six").map(median);
+    println!(
+        "medians of {rounds} rounds of {REQUESTS} requests; ns a run, less the {least:.0} of the least program"
+    );
+    for (name, ns) in [
+        ("bmc_rx: hit, always the same key", hit),
+        ("bmc_rx: hit, one of 500,000 keys", cold),
+        ("bmc_rx: miss, one of as many", miss),
+        ("bmc_rx_tc: the same, and a lease", lease),
+        ("bmc_tx: fill of a free slot", free),
+        ("bmc_tx: another one's fill, or none", fill),
+    ] {
+        println!("{name:<40} {:>6.0}", ns - least);
+    }
+}
+
+/// Who asks for keys, and memcached.
+struct Client<'a> {
+    bmc: &'a Bmc,
+    id: u16,
+    rng: Rng,
+}
+
+impl Client<'_> {
+    fn request(&mut self, key: usize) -> Vec<u8> {
+        self.id = self.id.wrapping_add(1);
+        Flow::new("10.0.0.2:40000", "10.0.0.1:11211").get(self.id, &[format!("key-{key:012}")])
+    }
+
+    fn hit(&mut self, key: usize) {
+        let frame = self.request(key);
+        // The few that found no place are asked for too.
+        if self.bmc.receive(&frame) == Verdict::Passed {
+            self.reply(b"END\r\n");
+        }
+    }
+
+    fn miss(&mut self, key: usize) {
+        let frame = self.request(key);
+        assert_eq!(self.bmc.receive(&frame), Verdict::Passed, "nobody has that key");
+        self.reply(b"END\r\n");
+    }
+
+    fn learn(&mut self, key: usize) {
+        let frame = self.request(key);
+        let text = packet::values(&[packet::value(format!("key-{key:012}"), 0, &VALUE)]);
+        if self.bmc.receive_late(&frame) == Verdict::Passed {
+            self.reply(&text);
+        }
+    }
+
+    fn reply(&self, text: &[u8]) {
+        let back = Flow::new("10.0.0.1:11211", "10.0.0.2:40000");
+        self.bmc.send(&back.udp(&packet::datagram(self.id, text)));
+    }
+}
+
+/// Has the kernel count what programs cost, until it is dropped.
+struct Counting;
+
+impl Counting {
+    fn start() -> Self {
+        fs::write(STATS, "1").expect("root may have runs counted");
+        Self
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let _ = fs::write(STATS, "0");
+    }
+}
+
+/// Nanoseconds of each run of the program meanwhile.
+fn cost(program: &ProgramMut<'_>, meanwhile: impl FnOnce()) -> f64 {
+    let info = || prog_info(program.as_fd()).expect("the program has counts");
+    let before = info();
+    meanwhile();
+    let after = info();
+    let time = after.run_time.saturating_sub(before.run_time).as_nanos() as f64;
+    time / (after.runs - before.runs) as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
