@@ -66,7 +66,7 @@ fn main() {
     };
     let [rx, rx_tc, tx] = [bmc.rx(), bmc.rx_tc(), bmc.tx()];
     let free = cost(tx, || (0..KEYS).for_each(|key| client.learn(key)));
-    let mut costs = vec![vec![]; 6];
+    let mut costs: [Vec<f64>; 6] = Default::default();
     for round in 0..rounds {
         let mut run = |of: &ProgramMut<'_>, what: &mut dyn FnMut(&mut Client<'_>)| {
             cost(of, || (0..REQUESTS).for_each(|_| what(&mut client)))
@@ -91,8 +91,7 @@ fn main() {
             client.learn(new);
         }));
     }
-    let [least, hit, cold, miss, lease, fill] =
-        costs.try_into().expect("there are six").map(median);
+    let [least, hit, cold, miss, lease, fill] = costs.map(median);
     println!(
         "medians of {rounds} rounds of {REQUESTS} requests; ns a run, less the {least:.0} of the least program"
     );
