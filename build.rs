@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Compiles the programs in `bpf/` and turns them into the skeletons of
-//! `src/skel.rs`.
+//! `src/skel.rs`, and the library of `src/workers.rs`.
 
 use std::env;
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::Command;
 
 use libbpf_cargo::SkeletonBuilder;
 
@@ -29,7 +30,9 @@ fn main() {
 fn build() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-changed=vmlinux");
+    println!("cargo::rerun-if-changed=src/preload.c");
     println!("cargo::rerun-if-env-changed=BMC_CLANG");
+    println!("cargo::rerun-if-env-changed=CC");
 
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(variable("OUT_DIR")?);
@@ -47,6 +50,16 @@ fn build() -> Result<(), Box<dyn Error>> {
             .reference_obj(true)
             .build_and_generate(out.join(format!("{source}.skel.rs")))
             .map_err(|err| format!("cannot build bpf/{source}.bpf.c: {err:#}"))?;
+    }
+    // With the compiler that links Rust's programs too.
+    let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let status = Command::new(&compiler)
+        .args(["-shared", "-fPIC", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o"])
+        .args([out.join("preload.so"), root.join("src/preload.c")])
+        .status()
+        .map_err(|err| format!("cannot run {}: {err}", compiler.to_string_lossy()))?;
+    if !status.success() {
+        return Err("cannot build src/preload.c".into());
     }
     Ok(())
 }

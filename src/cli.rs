@@ -4,6 +4,7 @@
 // Doc comments are the help here, which knows no backticks.
 #![allow(clippy::doc_markdown)]
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -139,6 +140,13 @@ pub enum Command {
     /// touched. It takes about a minute for each case with the defaults and keeps
     /// two CPUs busy. Progress goes to stderr.
     Bench(Bench),
+
+    /// Run memcached with one UDP socket for each of its workers
+    ///
+    /// The installed memcached has one for all of them, which they take turns at.
+    /// This process becomes memcached: signals, exit codes and what supervises it
+    /// see nothing else. TCP is left as it is.
+    Memcached(Memcached),
 
     /// Print the completions for a shell
     Completions {
@@ -325,6 +333,18 @@ pub struct Bench {
     /// Memory for bmc: 16M to 128G; the zipf cases always have 16M
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = memory)]
     pub memory: u64,
+}
+
+/// Arguments of `bmc memcached`.
+#[derive(Args, Debug)]
+pub struct Memcached {
+    /// The memcached to run; without it, the one on PATH
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+
+    /// Arguments for memcached, -U PORT among them
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
 }
 
 /// A network, by its first address and the number of its fixed bits.

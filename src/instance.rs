@@ -629,7 +629,7 @@ mod tests {
 
     #[test]
     fn counts_the_slots_of_a_class_as_the_programs_do() {
-        let header = include_str!("../bpf/cache.bpf.h");
+        let header = include_str!("../bpf/slab.bpf.h");
         assert!(header.contains("SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,"));
         assert!(header.contains("(BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1"));
 

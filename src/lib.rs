@@ -18,3 +18,4 @@ pub mod output;
 pub mod skel;
 pub mod stats;
 pub mod system;
+pub mod workers;

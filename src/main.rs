@@ -16,6 +16,7 @@ use bmc::instance::NotAttached;
 use bmc::message;
 use bmc::output;
 use bmc::stats;
+use bmc::workers;
 use clap::CommandFactory as _;
 
 fn main() -> ExitCode {
@@ -46,6 +47,7 @@ fn run(cli: Cli) -> Result<()> {
             entries::show(name, limit, key.as_ref(), json, &mut out)?;
         }
         Command::Bench(args) => bench::run(&args, &mut out)?,
+        Command::Memcached(args) => match workers::exec(&args)? {},
         Command::Completions { shell } => {
             // Not right to stdout: clap_complete panics if that is closed.
             let mut text = Vec::new();

@@ -44,9 +44,17 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
         let output = bmc(args);
         assert_eq!(output.status.code(), Some(DONE));
         assert_eq!(stderr(&output), "");
-        for text in
-            ["attach", "detach", "flush", "status", "stats", "entries", "bench", "Exit codes:"]
-        {
+        for text in [
+            "attach",
+            "detach",
+            "flush",
+            "status",
+            "stats",
+            "entries",
+            "bench",
+            "memcached",
+            "Exit codes:",
+        ] {
             assert!(stdout(&output).contains(text), "{args:?}: {text}");
         }
     }
@@ -54,9 +62,18 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
 
 #[test]
 fn every_command_has_help_that_fits_a_terminal() {
-    for command in
-        ["attach", "detach", "flush", "status", "stats", "entries", "bench", "completions", "man"]
-    {
+    for command in [
+        "attach",
+        "detach",
+        "flush",
+        "status",
+        "stats",
+        "entries",
+        "bench",
+        "memcached",
+        "completions",
+        "man",
+    ] {
         let output = bmc(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(DONE), "{command}");
         assert!(stdout(&output).contains("Usage: bmc "), "{command}");

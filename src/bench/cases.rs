@@ -9,7 +9,7 @@ const KEYS: usize = 4096;
 const ZIPF_MEMORY: u64 = 16 << 20;
 
 /// What a key of 16 bytes with a value of 32 takes of it.
-const ITEM: u64 = 118;
+const ITEM: u64 = 120;
 
 /// A load.
 #[derive(Clone, Copy, Debug)]

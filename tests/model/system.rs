@@ -214,6 +214,7 @@ enum GetAt {
     Locked,
     Filling,
     Filled,
+    Stored,
     Linked,
     Raced,
     Unlock,

@@ -315,11 +315,14 @@ impl System {
             GetAt::Filling => steps.go("cache_fill: writes the other half", |n| {
                 let slot = &mut n.slots[r.way as usize];
                 slot.half[1] = r.half[0];
-                slot.seq += 1;
                 n.readers[get].at = GetAt::Filled;
             }),
             GetAt::Filled => steps.go("cache_fill: stores the way", |n| {
                 n.ways[r.way as usize] = ask.key + 1;
+                n.readers[get].at = GetAt::Stored;
+            }),
+            GetAt::Stored => steps.go("cache_fill: releases the slot", |n| {
+                n.slots[r.way as usize].seq += 1;
                 n.readers[get].at = GetAt::Linked;
             }),
             GetAt::Linked if s.word == r.word | LOCK => {

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
+/*
+ * Loaded into memcached (LD_PRELOAD, see workers.rs) to give each of its workers a
+ * UDP socket of its own.
+ *
+ * memcached binds one UDP socket for each address and hands dup()s of it to the
+ * workers: all of them wake for a datagram, and take turns at the lock of one
+ * queue. Here the copy becomes a socket of its own, bound to the same address
+ * with SO_REUSEPORT, among which the kernel spreads the clients. That option is set on the
+ * first one only after it was bound, so that a port that is busy stays an error.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Programs that memcached might start are not memcached. */
+__attribute__((constructor)) static void forget(void)
+{
+	const char *before = getenv("BMC_LD_PRELOAD");
+
+	if (before)
+		setenv("LD_PRELOAD", before, 1);
+	else
+		unsetenv("LD_PRELOAD");
+	unsetenv("BMC_LD_PRELOAD");
+}
+
+static int option(int fd, int level, int name)
+{
+	int value = -1;
+	socklen_t len = sizeof(value);
+
+	return getsockopt(fd, level, name, &value, &len) ? -1 : value;
+}
+
+static int set(int fd, int level, int name, int value)
+{
+	return setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+/* A socket like fd, bound to the same address. -1, with errno, if it cannot be. */
+static int twin(int fd, int domain, const struct sockaddr *address, socklen_t len)
+{
+	int copy = socket(domain, SOCK_DGRAM, 0), error;
+
+	if (copy < 0)
+		return -1;
+	/* The kernel tells twice the size that it was told. */
+	if ((domain == AF_INET6 && set(copy, IPPROTO_IPV6, IPV6_V6ONLY,
+				       option(fd, IPPROTO_IPV6, IPV6_V6ONLY))) ||
+	    set(copy, SOL_SOCKET, SO_SNDBUF,
+		option(fd, SOL_SOCKET, SO_SNDBUF) / 2) ||
+	    set(fd, SOL_SOCKET, SO_REUSEPORT, 1) ||
+	    set(copy, SOL_SOCKET, SO_REUSEPORT, 1) || bind(copy, address, len) ||
+	    fcntl(copy, F_SETFL, fcntl(fd, F_GETFL)) < 0) {
+		error = errno;
+		close(copy);
+		errno = error;
+		return -1;
+	}
+	return copy;
+}
+
+int dup(int fd)
+{
+	int domain = option(fd, SOL_SOCKET, SO_DOMAIN);
+	struct sockaddr_storage address;
+	socklen_t len = sizeof(address);
+
+	if ((domain == AF_INET || domain == AF_INET6) &&
+	    option(fd, SOL_SOCKET, SO_TYPE) == SOCK_DGRAM &&
+	    !getsockname(fd, (struct sockaddr *)&address, &len))
+		return twin(fd, domain, (struct sockaddr *)&address, len);
+	return syscall(SYS_dup, fd);
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! `bmc memcached`: a real memcached with one UDP socket for each worker.
+
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+
+mod common;
+
+use std::fs;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Output;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use common::Net;
+use common::PATIENCE;
+use common::can_run;
+use common::eventually;
+use common::run;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+const BMC: &str = env!("CARGO_BIN_EXE_bmc");
+const PORT: u16 = 11311;
+
+/// A memcached in a namespace, killed on drop.
+struct Server {
+    child: Child,
+    net: Net,
+}
+
+impl Server {
+    /// By `bmc memcached`, or as it is; with these arguments besides the ports.
+    fn start(name: &str, ours: bool, args: &[&str]) -> Self {
+        let net = Net::new(name);
+        let port = PORT.to_string();
+        let mut command = net.server.command("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        command.args(if ours { &[BMC, "memcached", "--"][..] } else { &["memcached"] });
+        let child = command
+            .args(["-u", "root", "-p", &port, "-U", &port])
+            .args(args)
+            .spawn()
+            .expect("memcached can be started");
+        let server = Self { child, net };
+        let first = if args.contains(&"::1") { "::1" } else { "127.0.0.1" };
+        let address: IpAddr = first.parse().expect("an address");
+        let answers = || server.ask(address, 1, 0, b"version\r\n").is_some();
+        assert!(eventually(PATIENCE, answers), "memcached does not answer");
+        server
+    }
+
+    /// The reply to a text, from a socket of its own.
+    fn ask(&self, server: IpAddr, times: usize, id: u16, text: &[u8]) -> Option<Vec<u8>> {
+        self.net.server.within(|| {
+            let any = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+            let socket = UdpSocket::bind(any).expect("a socket");
+            socket.connect(SocketAddr::from((server, PORT))).expect("an address");
+            socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a time");
+            let request = [&id.to_be_bytes()[..], &[0, 0, 0, 1, 0, 0], text].concat();
+            let mut buffer = [0; 2000];
+            for _ in 0..times {
+                if socket.send(&request).is_ok()
+                    && let Ok(len) = socket.recv(&mut buffer)
+                {
+                    return Some(buffer[..len].to_vec());
+                }
+            }
+            None
+        })
+    }
+
+    fn end(mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id().try_into().expect("a pid")), signal).expect("it runs");
+        self.child.wait().expect("our child")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Neither matters for a child that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How many UDP sockets are bound to the port where a process is, over IPv4 and
+/// over IPv6.
+fn sockets(pid: u32) -> [usize; 2] {
+    let port = format!(":{PORT:04X}");
+    ["udp", "udp6"].map(|table| {
+        let table = fs::read_to_string(format!("/proc/{pid}/net/{table}")).expect("it runs");
+        let local = |line: &str| line.split_whitespace().nth(1).is_some_and(|a| a.ends_with(&port));
+        table.lines().filter(|line| local(line)).count()
+    })
+}
+
+#[test]
+fn each_worker_has_a_socket_of_its_own_on_every_address() {
+    if !can_run("workers") {
+        return;
+    }
+    for (name, args, expected) in [
+        ("all", &["-t", "3"][..], [3, 3]),
+        ("one", &["-t", "1"], [1, 1]),
+        ("four", &["-t", "4", "-l", "127.0.0.1"], [4, 0]),
+        ("six", &["-t", "5", "-l", "::1"], [0, 5]),
+    ] {
+        let server = Server::start(&format!("workers-{name}"), true, args);
+        assert_eq!(sockets(server.child.id()), expected, "{args:?}");
+    }
+    let server = Server::start("workers-plain", false, &["-t", "3"]);
+    assert_eq!(sockets(server.child.id()), [1, 1], "memcached as it is");
+}
+
+#[test]
+fn it_answers_every_client_as_memcached_does() {
+    if !can_run("workers") {
+        return;
+    }
+    let servers =
+        [true, false].map(|ours| Server::start(&format!("workers-is-{ours}"), ours, &["-t", "4"]));
+    for (nth, text) in [
+        &b"set key 5 0 5\r\nvalue\r\n"[..],
+        b"get key\r\n",
+        b"get nothing\r\n",
+        b"gat 0 key\r\n",
+        b"nonsense\r\n",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for address in ["127.0.0.1", "::1"] {
+            let address = address.parse().expect("an address");
+            // Many ports, so that each worker gets some of them.
+            for id in 0..60 {
+                let [own, other] = [0, 1].map(|at: usize| servers[at].ask(address, 5, id, text));
+                assert!(own.is_some(), "{nth}, {id}: no reply");
+                assert_eq!(own, other, "{nth}, {id}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_worker_does_some_of_the_work() {
+    if !can_run("workers") {
+        return;
+    }
+    let server = Server::start("workers-spread", true, &["-t", "4", "-l", "127.0.0.1"]);
+    let begin = Instant::now();
+    let address = "127.0.0.1".parse().expect("an address");
+    let mut asked = 0;
+    while begin.elapsed() < Duration::from_secs(2) {
+        assert!(server.ask(address, 5, 0, b"get key\r\n").is_some());
+        asked += 1;
+    }
+    // A socket that is ready wakes its own worker only: what they ran is their share.
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.child.id())).expect("it runs");
+    let woken: Vec<u64> = tasks
+        .flatten()
+        .filter(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            name.trim() == "mc-worker"
+        })
+        .map(|task| {
+            let times = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            times.split_whitespace().nth(2).and_then(|n| n.parse().ok()).unwrap_or(0)
+        })
+        .collect();
+    assert_eq!(woken.len(), 4);
+    let share = |times: &u64| *times as f64 / f64::from(asked);
+    assert!(woken.iter().all(|times| (0.1..0.5).contains(&share(times))), "{woken:?} of {asked}");
+}
+
+#[test]
+fn it_is_memcached_to_signals_and_exit_codes() {
+    if !can_run("workers") {
+        return;
+    }
+    let server = Server::start("workers-signal", true, &["-t", "2"]);
+    let comm = fs::read_to_string(format!("/proc/{}/comm", server.child.id())).expect("it runs");
+    assert_eq!(comm.trim(), "memcached");
+    let plain = Server::start("workers-signal-plain", false, &["-t", "2"]);
+    assert_eq!(server.end(Signal::SIGTERM), plain.end(Signal::SIGTERM));
+    let server = Server::start("workers-kill", true, &[]);
+    assert_eq!(server.end(Signal::SIGKILL).signal(), Some(Signal::SIGKILL as i32));
+    let output = bmc(&["memcached", "-U", "1", "--no-such-option"]);
+    let plain = Command::new("memcached").args(["-U", "1", "--no-such-option"]).output();
+    assert_eq!(output.status.code(), plain.expect("it runs").status.code());
+}
+
+#[test]
+fn it_becomes_a_daemon_as_memcached_does() {
+    if !can_run("workers") {
+        return;
+    }
+    let net = Net::new("workers-daemon");
+    let file = std::env::temp_dir().join(format!("bmc-workers-{}.pid", std::process::id()));
+    let port = PORT.to_string();
+    let mut command = net.server.command(BMC);
+    command.args(["memcached", "-d", "-u", "root", "-t", "3", "-p", &port, "-U", &port, "-P"]);
+    run(command.arg(&file));
+    let pid = || fs::read_to_string(&file).ok()?.trim().parse::<i32>().ok();
+    assert!(eventually(PATIENCE, || pid().is_some()), "no pid file");
+    let pid = pid().expect("it was there");
+    let stop = || kill(Pid::from_raw(pid), Signal::SIGTERM);
+    let bound = || sockets(pid.try_into().expect("a pid")) == [3, 3];
+    let has_them = eventually(PATIENCE, bound);
+    stop().expect("it runs");
+    assert!(eventually(PATIENCE, || stop().is_err()), "it does not end");
+    let _ = fs::remove_file(&file);
+    assert!(has_them, "not three sockets for each family");
+}
+
+#[test]
+fn a_busy_port_is_an_error() {
+    if !can_run("workers") {
+        return;
+    }
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("it has one").port().to_string();
+    let args = ["memcached", "-u", "root", "-l", "127.0.0.1", "-p", &port, "-U", &port];
+    let output = bmc(&args);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Address already in use"), "{said}");
+}
+
+fn bmc(args: &[&str]) -> Output {
+    Command::new(BMC).args(args).stdin(Stdio::null()).output().expect("bmc can be run")
+}
+
+#[track_caller]
+fn assert_refused(args: &[&str], expected: &str) {
+    let output = bmc(&[&["memcached"], args].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    assert!(said.contains(expected), "{args:?}: {said}");
+}
+
+#[test]
+fn what_cannot_be_run_is_named() {
+    let dir = std::env::temp_dir().join(format!("bmc-workers-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a directory");
+    let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    fs::copy("/bin/true", file("set-uid")).expect("a copy");
+    fs::set_permissions(file("set-uid"), fs::Permissions::from_mode(0o4755)).expect("its mode");
+    fs::write(file("script"), "#!/bin/sh\n").expect("a script");
+    for (binary, expected) in [
+        (file("none"), "cannot read"),
+        (file("set-uid"), "is set-uid or set-gid"),
+        (file("script"), "is no program of this machine's kind"),
+        ("/sbin/ldconfig".into(), "is linked statically"),
+        ("/bin/true".into(), "does not say that it is memcached"),
+    ] {
+        assert_refused(&["--binary", &binary, "--", "-U", "1"], expected);
+    }
+    fs::remove_dir_all(&dir).expect("our own");
+    let output = Command::new(BMC).args(["memcached", "-U", "1"]).env("PATH", "").output();
+    let output = output.expect("bmc can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no memcached found on PATH"), "{said}");
+}
+
+#[test]
+fn udp_must_be_on() {
+    if !can_run("workers") {
+        return;
+    }
+    for args in [&["--"][..], &["-p", "11211"], &["-U", "0"], &["-U", "11211", "-U0"]] {
+        assert_refused(args, "would not listen on UDP");
+    }
+}
