@@ -289,11 +289,10 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 		return;
 	len = s->l4_len - UDP_LEN - FRAME_LEN;
 	n = len < LINE_MAX ? len : LINE_MAX;
-	if (bpf_skb_load_bytes(skb, off - FRAME_LEN, &frame, FRAME_LEN) ||
-	    !skb_load(skb, off, win->bytes, n, LINE_MAX))
+	if (bpf_skb_load_bytes(skb, off - FRAME_LEN, &frame, FRAME_LEN))
 		return;
 	/* Every request gets one datagram with the sequence number 0. */
-	if ((__u16)(frame >> 16))
+	if ((__u16)(frame >> 16) || !skb_load(skb, off, win->bytes, n, LINE_MAX))
 		return;
 	s->request.id = (__u16)frame;
 	leased = lease_return(s);
