@@ -3,9 +3,10 @@
 # Prints the numbers that README.md quotes, measured on this machine: what an
 # answer of bmc_rx costs, next to a program that only sends the frame back; what
 # the programs take for a hit, a miss, a lease and a fill; whether TCP is slower with bmc than without; what share of a mixed load is
-# answered; how soon it is when the clients were there first; and how well the
-# cache chooses what it keeps. Needs root, and a machine that has nothing else to
-# do. An argument is the number of rounds of the first three (7).
+# answered; how soon it is when the clients were there first; how well the cache
+# chooses what it keeps; and what bmc gains end to end. Needs root, half an hour,
+# and a machine that has nothing else to do. An argument is the number of rounds of
+# the first three (7).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh
@@ -23,3 +24,5 @@ echo
 cargo bench --locked --quiet --bench adoption
 echo
 cargo bench --locked --quiet --bench eviction
+echo
+cargo run --locked --quiet --release -- bench --seconds 1

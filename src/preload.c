@@ -6,8 +6,8 @@
  * memcached binds one UDP socket for each address and hands dup()s of it to the
  * workers: all of them wake for a datagram, and take turns at the lock of one
  * queue. Here the copy becomes a socket of its own, bound to the same address
- * with SO_REUSEPORT, among which the kernel spreads the clients. That option is set on the
- * first one only after it was bound, so that a port that is busy stays an error.
+ * with SO_REUSEPORT: the kernel spreads the clients over them. The first one gets
+ * that option only after it was bound, so that a port that is busy stays an error.
  */
 #include <errno.h>
 #include <fcntl.h>
