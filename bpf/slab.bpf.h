@@ -25,7 +25,7 @@ enum {
 	SAMPLE = 8, /* slots that stand for a slab */
 	SEEK_EVERY = 16, /* misses from sample to sample */
 	GAIN = 2, /* so much more often must a byte be asked for */
-	REST_SHARE = 16, /* of the slabs so many rest, at most */
+	REST_SHARE = 8, /* of the slabs so many rest, at most */
 	CLASS_NONE = BMC_CLASSES,
 };
 
