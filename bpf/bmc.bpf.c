@@ -87,7 +87,9 @@ static __always_inline bool tcp_payload(struct bmc_scratch *s)
 
 	if (head < sizeof(s->tcp) || head > s->l4_len)
 		return false;
-	text_begin(s, s->l4 + head, len);
+	s->text = s->l4 + head;
+	s->text_len = len;
+	window_empty(&s->window);
 	return len || s->tcp.flags & (TCP_FIN | TCP_RST);
 }
 

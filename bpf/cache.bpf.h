@@ -177,7 +177,6 @@ static __always_inline __u32 age_now(void)
 	return bpf_jiffies64() * cfg.tick >> BMC_AGE_SHIFT;
 }
 
-/* Whether nobody misses the slot's content: too old, or from before a flush. */
 enum found { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
 
 /*
@@ -352,9 +351,9 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 			  __u32 off, __u32 len)
 {
 	struct bmc_global *g = cache_global();
-	__u32 zero = 0, c = class_for(len), slab, unit;
-	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
+	__u32 c = class_for(len), slab, unit;
+	struct bmc_pool *pool = slab_pool();
+	struct bmc_hands *hands = slab_hands();
 	struct choice choice = { .now = age_now() };
 	__u64 word, old, life;
 	int done = FILL_ADMISSION;

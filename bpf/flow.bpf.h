@@ -383,12 +383,11 @@ static __always_inline void walk_commands(struct __sk_buff *skb,
 		s->walk.lost = true;
 }
 
-static __always_inline void text_begin(struct bmc_scratch *s, __u32 off, __u32 len)
+/* Nothing of the text is in the window yet. */
+static __always_inline void window_empty(struct window *w)
 {
-	s->text = off;
-	s->text_len = len;
-	s->window.at = 0;
-	s->window.len = 0;
+	w->at = 0;
+	w->len = 0;
 }
 
 /* Stands at the text of the packet. */
@@ -409,7 +408,7 @@ __noinline int walk_datagram(struct __sk_buff *skb, struct bmc_scratch *s)
 	if (!s || !st)
 		return 0;
 	w = &s->walk;
-	text_begin(s, s->text, s->text_len);
+	window_empty(&s->window);
 	walk_begin(s);
 	walk_commands(skb, s, st, NULL);
 	if (w->lost || w->part || w->skip || w->line) {
@@ -604,7 +603,7 @@ static __always_inline bool flow_load(struct __sk_buff *skb,
 				      struct bmc_scratch *s, const __u8 *line,
 				      __u64 part)
 {
-	if (s->window.len) { /* by walk_peek() */
+	if (s->window.len) { /* by text_peek() */
 		s->walk.loaded = s->walk.end;
 		return true;
 	}
@@ -926,6 +925,7 @@ static __always_inline bool flow_out_value(struct __sk_buff *skb,
 {
 	__u32 seq = bpf_ntohl(s->tcp.seq), tail = flow->tail, end;
 	__u32 head = READ_ONCE(flow->head), len = s->text_len, get;
+	__u32 place = tail & (BMC_OWED - 1);
 	struct window *win = &s->window;
 	struct reply r = {};
 
@@ -934,10 +934,9 @@ static __always_inline bool flow_out_value(struct __sk_buff *skb,
 	    flow->out_skip || flow->out_part || flow->binary || flow->vague ||
 	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) || tail == head ||
-	    !(READ_ONCE(flow->gets) >> (tail & (BMC_OWED - 1)) & 1) ||
-	    !text_peek(skb, s))
+	    !(READ_ONCE(flow->gets) >> place & 1) || !text_peek(skb, s))
 		return false;
-	get = READ_ONCE(flow->in_get) ^ get_of(tail & (BMC_OWED - 1), 0);
+	get = READ_ONCE(flow->in_get) ^ get_of(place, 0);
 	if (!reply_quick(win, &r, get < LINE_MAX ? get : 0))
 		return false;
 	end = r.head + r.block;

@@ -51,6 +51,20 @@ static __always_inline struct bmc_global *cache_global(void)
 	return bpf_map_lookup_elem(&bmc_global, &zero);
 }
 
+static __always_inline struct bmc_pool *slab_pool(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_pool, &zero);
+}
+
+static __always_inline struct bmc_hands *slab_hands(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&bmc_hands, &zero);
+}
+
 static __always_inline __u32 bucket_of(__u64 hash)
 {
 	return (hash & 0xffffffff) * cfg.buckets >> 32;
@@ -99,6 +113,7 @@ static __always_inline __u8 *slot_text(struct bmc_slot *slot)
 	return (__u8 *)slot + BMC_SLOT_TEXT;
 }
 
+/* Whether nobody misses the slot's content: too old, or from before a flush. */
 static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u32 now,
 					 __u64 epoch)
 {
@@ -252,8 +267,8 @@ static __always_inline bool class_grow(struct bmc_pool *pool, __u32 c,
  */
 __noinline __s64 slot_fresh(__u32 c)
 {
-	__u32 zero = 0, units, slots, newest, taken, rested;
-	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+	__u32 units, slots, newest, taken, rested;
+	struct bmc_pool *pool = slab_pool();
 	struct bmc_class *class;
 	struct bmc_slot *slot;
 
@@ -317,7 +332,7 @@ static __always_inline __u32 slot_count(const struct bmc_slot *slot,
 	return heat_count(READ_ONCE(slot->heat), choice->era);
 }
 
-/* An entry gives way to another one, if it was of use still. */
+/* Counts an entry that makes room, if it was of use still. */
 static __always_inline void count_eviction(const struct bmc_slot *slot,
 					   const struct choice *choice)
 {
@@ -325,6 +340,19 @@ static __always_inline void count_eviction(const struct bmc_slot *slot,
 
 	if (st && !slot_is_dead(slot, choice->now, choice->epoch))
 		st->evictions++;
+}
+
+/* Takes a slot from the entry that it may hold. Not if somebody writes it. */
+static __always_inline bool slot_evict(struct bmc_slot *slot, __u32 slab,
+				       __u32 unit, const struct choice *choice)
+{
+	if (!slot_take(slot))
+		return false;
+	if (slot->klen) {
+		count_eviction(slot, choice);
+		slot_unlink(slot, slab, unit);
+	}
+	return true;
 }
 
 /* How often a few slots of the slab were asked for, together. */
@@ -390,12 +418,8 @@ static __always_inline void slab_empty(struct bmc_pool *pool,
 			return;
 		}
 		slot = slot_at(slab, unit);
-		if (!slot || !slot_take(slot))
-			return; /* somebody writes it: later */
-		if (slot->klen) {
-			count_eviction(slot, choice);
-			slot_unlink(slot, slab, unit);
-		}
+		if (!slot || !slot_evict(slot, slab, unit, choice))
+			return; /* later */
 		pool->empty_at++;
 	}
 }
@@ -406,8 +430,7 @@ static __always_inline void slab_empty(struct bmc_pool *pool,
  */
 __noinline int slab_move(__u32 c, __u32 worth, const struct choice *choice)
 {
-	__u32 zero = 0;
-	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
+	struct bmc_pool *pool = slab_pool();
 
 	if (!pool || !choice || c >= BMC_CLASSES || !turn_take(&pool->turn))
 		return 0;
@@ -454,9 +477,9 @@ static __always_inline __u32 hand_slab(struct bmc_hand *hand,
  */
 __noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 {
-	__u32 zero = 0, least = HEAT_MAX + 1, units, end, slab;
-	struct bmc_pool *pool = bpf_map_lookup_elem(&bmc_pool, &zero);
-	struct bmc_hands *hands = bpf_map_lookup_elem(&bmc_hands, &zero);
+	__u32 least = HEAT_MAX + 1, units, end, slab;
+	struct bmc_pool *pool = slab_pool();
+	struct bmc_hands *hands = slab_hands();
 	struct bmc_hand *hand;
 	struct bmc_slot *slot;
 	__u32 found = 0;
@@ -485,12 +508,8 @@ __noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 		return -1;
 	slab--;
 	slot = slot_at(slab, found);
-	if (!slot || !slot_take(slot))
+	if (!slot || !slot_evict(slot, slab, found, choice))
 		return -1;
-	if (slot->klen) {
-		count_eviction(slot, choice);
-		slot_unlink(slot, slab, found);
-	}
 	return (__u64)slab << UNITS_SHIFT | found;
 }
 

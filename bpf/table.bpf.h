@@ -5,11 +5,11 @@
  *
  * A hash leads to one place, or else to a set of tags around it and, if that is
  * full, to another; a tag that fits leads to a flow, which proves itself by its
- * peers once its turn is taken. A connection gets in when memcached has a socket for it, or is about to
- * have one, so that nobody can fill the table with segments alone; it goes when
- * memcached's end is closed. Where there is no room, one that was idle for
- * IDLE_NS makes it. Without a place it is not followed, which is safe: each of
- * its segments flushes.
+ * peers once its turn is taken. A connection gets in when memcached has a socket
+ * for it, or is about to have one, so that nobody can fill the table with segments
+ * alone; it goes when memcached's end is closed. Where there is no room, one that
+ * was idle for IDLE_NS makes it. Without a place it is not followed, which is
+ * safe: each of its segments flushes.
  */
 #ifndef TABLE_BPF_H
 #define TABLE_BPF_H

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 # Prints the numbers that README.md quotes, measured on this machine: what an
 # answer of bmc_rx costs, next to a program that only sends the frame back; what
-# the programs take for a hit, a miss, a lease and a fill; whether TCP is slower with bmc than without; what share of a mixed load is
-# answered; how soon it is when the clients were there first; how well the cache
-# chooses what it keeps; and what bmc gains end to end. Needs root, half an hour,
-# and a machine that has nothing else to do. An argument is the number of rounds of
-# the first three (7).
+# the programs take for a hit, a miss, a lease and a fill; whether TCP is slower
+# with bmc than without; what share of a mixed load is answered; how soon it is when
+# the clients were there first; how well the cache chooses what it keeps; and what
+# bmc gains end to end. Needs root, half an hour, and a machine that has nothing
+# else to do. An argument is the number of rounds of the first three (7).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh

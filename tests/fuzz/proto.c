@@ -745,7 +745,9 @@ static void flow_walk(const __u8 *s, int packets, bool replies)
 		sc->tcp.seq = bpf_htonl(from);
 		tcp_sock.rcv_nxt = from;
 		tcp_sock.bytes_received = from;
-		text_begin(sc, 0, n);
+		sc->text = 0;
+		sc->text_len = n;
+		window_empty(&sc->window);
 		if (replies)
 			flow_out(&skb, sc);
 		else
