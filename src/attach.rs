@@ -2,6 +2,7 @@
 //! `bmc attach`: load the programs, make or take over the maps, put the
 //! programs to their places.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::io::Write;
@@ -49,6 +50,7 @@ use crate::message;
 use crate::skel::BmcSkel;
 use crate::skel::BmcSkelBuilder;
 use crate::skel::OpenBmcSkel;
+use crate::skel::gone::GoneSkel;
 use crate::skel::gone::GoneSkelBuilder;
 use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_prefix4;
@@ -206,47 +208,93 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
 /// Fails if another instance or a foreign XDP program is where we want to be.
 fn check_conflicts(target: &Target, name: &str, old: Option<&Instance>) -> Result<()> {
     let Target { iface, ifindex, place, .. } = target;
-    if iface == "lo" || *place == Place::Egress {
-        return Ok(());
+    match conflict(iface, *ifindex, *place, name, old)? {
+        Some(conflict) => bail!("{iface} {conflict} ({})", conflict.way_out()),
+        None => Ok(()),
+    }
+}
+
+/// What takes a place of an interface that bmc is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    /// Another instance, by its name.
+    Instance(String),
+    /// Somebody else's XDP program, which bmc does not replace.
+    Program {
+        /// Its number.
+        id: u32,
+        /// Its name; none if we may not ask for it.
+        name: Option<String>,
+    },
+}
+
+impl Conflict {
+    fn way_out(&self) -> &'static str {
+        match self {
+            Self::Instance(_) => "bmc detach it first",
+            Self::Program { .. } => "it works beside it with --mode tc",
+        }
+    }
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instance(name) => write!(f, "already has bmc's instance {name}"),
+            Self::Program { id, name } => {
+                let name = name.as_deref().unwrap_or("of unknown name");
+                write!(
+                    f,
+                    "already has the XDP program {name} (id {id}), which bmc does not replace"
+                )
+            }
+        }
+    }
+}
+
+/// Whether something keeps an instance from a place of an interface; `old` is
+/// what is attached under its name, for which the caller has the lock.
+pub fn conflict(
+    iface: &str,
+    ifindex: i32,
+    place: Place,
+    name: &str,
+    old: Option<&Instance>,
+) -> Result<Option<Conflict>> {
+    if iface == "lo" || place == Place::Egress {
+        return Ok(None);
     }
     for other in instance::others(name)? {
         let has = |hook: Hook| {
-            hook.place == *place && hook.is_on(*ifindex, other.dir.owner(), &other.dir.links())
+            hook.place == place && hook.is_on(ifindex, other.dir.owner(), &other.dir.links())
         };
         if other.hooks()?.into_iter().any(has) {
-            bail!("{iface} already has bmc's instance {} (bmc detach it first)", other.name);
+            return Ok(Some(Conflict::Instance(other.name)));
         }
     }
-    if !target.is_xdp() {
-        return Ok(());
+    if !place.is_xdp() {
+        return Ok(None);
     }
     let ours: Vec<_> = match old {
         Some(old) => old
             .hooks()?
             .iter()
-            .filter(|hook| hook.iface == *iface && hook.place.is_xdp())
+            .filter(|hook| hook.iface == iface && hook.place.is_xdp())
             .filter_map(|hook| hook.program_id(old.dir.owner(), &old.dir.links()))
             .collect(),
         None => Vec::new(),
     };
-    let programs = kernel::xdp_programs(*ifindex)
-        .with_context(|| format!("cannot ask for the XDP programs of {iface}"))?;
-    if let Some(id) = programs.into_iter().find(|id| !ours.contains(id)) {
-        let name = kernel::prog_by_id(id)
-            .and_then(|prog| kernel::prog_info(prog.as_fd()))
-            .map_or_else(|_| "of unknown name".into(), |info| info.name);
-        bail!(
-            "{iface} already has the XDP program {name} (id {id}), which bmc does not replace (it \
-             works beside it with --mode tc)"
-        );
-    }
-    Ok(())
+    let programs = kernel::xdp(ifindex)
+        .with_context(|| format!("cannot ask for the XDP programs of {iface}"))?
+        .programs;
+    let foreign = programs.into_iter().find(|id| !ours.contains(id));
+    Ok(foreign.map(|id| Conflict::Program { id, name: kernel::prog_name(id) }))
 }
 
 /// Rather fails than have the kernel kill somebody for memory.
 fn check_memory(memory: u64) -> Result<()> {
     let available = system::memory_available()?;
-    if memory > available / 16 * 15 {
+    if memory > system::memory_to_lock(available) {
         bail!(
             "--memory {}M is more than can be had: {}M are available",
             memory >> 20,
@@ -422,6 +470,45 @@ fn pin_name(map: &str) -> Option<&str> {
     (!map.contains('.')).then(|| map.strip_prefix("bmc_").unwrap_or(map))
 }
 
+/// Loads what has the kernel tell when memcached stops to listen.
+fn load_gone<'obj>(
+    skel: &BmcSkel<'_>,
+    cfg: &bmc_config,
+    storage: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<GoneSkel<'obj>> {
+    let mut gone = GoneSkelBuilder::default().open(storage)?;
+    let rodata = gone.maps.rodata_data.as_deref_mut();
+    let rodata = &mut rodata.context("bmc_gone has no configuration")?.cfg;
+    // It reads nothing else of it.
+    (rodata.nr_ports, rodata.ports, rodata.netns) = (cfg.nr_ports, cfg.ports, cfg.netns);
+    for mut map in gone.open_object_mut().maps_mut() {
+        // Its .rodata is its own, and named after the object.
+        if let Some(ours) = skel.object().maps().find(|ours| ours.name() == map.name()) {
+            map.reuse_fd(ours.as_fd())?;
+        }
+    }
+    gone.load().context("cannot load bmc_gone")
+}
+
+/// Loads what [`attach`] loads, in the least memory, and lets go of it again:
+/// nothing is attached or pinned. Returns whether the kernel will tell when
+/// memcached stops to listen.
+///
+/// # Errors
+///
+/// If the kernel refuses the programs that bmc cannot do without.
+pub fn try_load() -> Result<bool> {
+    let args = cli::Attach::with(&["--memory", "16M"])?;
+    let mut storage = MaybeUninit::uninit();
+    let mut loading = Loading::open(&args, &mut storage)?;
+    let config = loading.configure(&args, None)?;
+    let skel = loading.load()?;
+    let mut storage = MaybeUninit::uninit();
+    let told = load_gone(&skel, &config, &mut storage).is_ok();
+    message::libbpf(); // what it said of a refusal, which nobody wants here
+    Ok(told)
+}
+
 /// An instance that is being made. Undone when dropped, unless committed.
 struct Staging<'a> {
     own: &'a Dir,
@@ -494,18 +581,7 @@ impl<'a> Staging<'a> {
 
     fn attach_gone(&self, cfg: &bmc_config) -> Result<()> {
         let mut storage = MaybeUninit::uninit();
-        let mut gone = GoneSkelBuilder::default().open(&mut storage)?;
-        let rodata = gone.maps.rodata_data.as_deref_mut();
-        let rodata = &mut rodata.context("bmc_gone has no configuration")?.cfg;
-        // It reads nothing else of it.
-        (rodata.nr_ports, rodata.ports, rodata.netns) = (cfg.nr_ports, cfg.ports, cfg.netns);
-        for mut map in gone.open_object_mut().maps_mut() {
-            // Its .rodata is its own, and named after the object.
-            if let Some(ours) = self.skel.object().maps().find(|ours| ours.name() == map.name()) {
-                map.reuse_fd(ours.as_fd())?;
-            }
-        }
-        let gone = gone.load().context("cannot load bmc_gone")?;
+        let gone = load_gone(self.skel, cfg, &mut storage)?;
         let link = gone.progs.bmc_gone.attach_trace().context("cannot attach bmc_gone")?;
         kernel::pin(gone.progs.bmc_gone.as_fd(), &self.dir.join(GONE))?;
         kernel::pin(link.as_fd(), &self.dir.join(WATCH))?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::CommandFactory as _;
+use clap::FromArgMatches as _;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
@@ -141,6 +142,25 @@ pub enum Command {
     /// two CPUs busy. Progress goes to stderr.
     Bench(Bench),
 
+    /// Find what would stop bmc from working or helping here
+    ///
+    /// Looks at the kernel, the network interfaces and the memcacheds of this
+    /// network namespace, changes nothing, and tells what it found with the
+    /// command that mends it. Each line starts with a level: ok, note (good to
+    /// know), warning (bmc would be of less use or none) or blocker (bmc attach
+    /// would fail, or should not be used). Exits with 1 if there is a blocker.
+    ///
+    /// Without root it sees less, and says what.
+    Doctor {
+        /// Network interfaces; all that are up when omitted, but the loopback
+        #[arg(value_name = "IFACE", value_parser = iface)]
+        interfaces: Vec<String>,
+
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+
     /// Run memcached with one UDP socket for each of its workers
     ///
     /// The installed memcached has one for all of them, which they take turns at.
@@ -225,6 +245,12 @@ pub struct Attach {
 }
 
 impl Attach {
+    /// What `bmc attach IFACE` means with these options.
+    pub fn with(options: &[&str]) -> Result<Self, clap::Error> {
+        let command = Self::augment_args(clap::Command::new("attach").no_binary_name(true));
+        Self::from_arg_matches(&command.try_get_matches_from([&["IFACE"], options].concat())?)
+    }
+
     /// The ports, each once.
     pub fn ports(&self) -> Vec<u16> {
         let mut ports = self.ports.clone();

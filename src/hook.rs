@@ -34,6 +34,11 @@ use crate::system;
 /// Before all other filters: one that ends the chain would hide writes from us.
 const PRIORITY: u32 = 1;
 
+/// The two sides of a clsact qdisc.
+pub const INGRESS: u32 = (TC_H_CLSACT & 0xffff_0000) | TC_H_MIN_INGRESS;
+/// See [`INGRESS`].
+pub const EGRESS: u32 = (TC_H_CLSACT & 0xffff_0000) | TC_H_MIN_EGRESS;
+
 /// libbpf-rs wants one, the questions that need none are not told it.
 const NO_PROGRAM: BorrowedFd<'static> = kernel::STDERR;
 
@@ -237,12 +242,13 @@ impl Hook {
         match (self.carrier, self.place) {
             (Carrier::Filter, _) => self.filter_program(ifindex, owner).is_some(),
             (Carrier::Link, Place::Native | Place::Generic) => {
-                let programs = kernel::xdp_programs(ifindex).unwrap_or_default();
+                let programs = kernel::xdp(ifindex).unwrap_or_default().programs;
                 self.link(dir).is_ok_and(|(_, info)| programs.contains(&info.prog_id))
             }
             (Carrier::Link, _) => {
-                let links = kernel::tcx_links(ifindex, self.place.link_type()).unwrap_or_default();
-                self.link(dir).is_ok_and(|(_, info)| links.contains(&info.id))
+                let tcx = kernel::tcx(ifindex, self.place.link_type()).unwrap_or_default();
+                let has = |id| tcx.iter().any(|tcx| tcx.link == Some(id));
+                self.link(dir).is_ok_and(|(_, info)| has(info.id))
             }
         }
     }
@@ -334,8 +340,8 @@ pub fn carry_qdisc_over(iface: &str, old: &Path, new: &Path) -> io::Result<()> {
 /// somebody else has put filters there.
 pub fn remove_qdisc(iface: &str, dir: &Path, stays: bool) -> io::Result<()> {
     if let (false, Ok(ifindex)) = (stays, system::index_of(iface)) {
-        let side = |minor| netlink::has_filter(ifindex, (TC_H_CLSACT & 0xffff_0000) | minor);
-        if !side(TC_H_MIN_INGRESS)? && !side(TC_H_MIN_EGRESS)? {
+        let is_free = |side| netlink::filters(ifindex, side).map(|filters| filters.is_empty());
+        if is_free(INGRESS)? && is_free(EGRESS)? {
             let mut qdisc = TcHook::new(NO_PROGRAM);
             qdisc.ifindex(ifindex).attach_point(TC_INGRESS | TC_EGRESS);
             ignore_missing(qdisc.destroy().map_err(to_io))?;

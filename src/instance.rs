@@ -187,7 +187,11 @@ fn sweep() -> Result<()> {
 }
 
 fn names() -> io::Result<Vec<String>> {
-    let mut names: Vec<_> = fs::read_dir(ROOT)?
+    let entries = match fs::read_dir(ROOT) {
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names: Vec<_> = entries
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<io::Result<_>>()?;
     names.sort_unstable();

@@ -12,6 +12,7 @@ use std::ffi::CStr;
 use std::ffi::CString;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd as _;
@@ -196,6 +197,11 @@ pub fn prog_by_id(id: u32) -> io::Result<OwnedFd> {
     check_fd(unsafe { sys::bpf_prog_get_fd_by_id(id) })
 }
 
+/// The name of a program; None if it is gone, or not for us to ask.
+pub fn prog_name(id: u32) -> Option<String> {
+    Some(prog_info(prog_by_id(id).ok()?.as_fd()).ok()?.name)
+}
+
 /// Runs a program of type syscall and returns what it returns.
 pub fn prog_run(prog: BorrowedFd<'_>) -> io::Result<u32> {
     let mut opts =
@@ -219,18 +225,45 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
     check_fd(unsafe { sys::bpf_obj_get(path.as_ptr()) })
 }
 
-/// The ids of the XDP programs on an interface, at most one a mode.
-pub fn xdp_programs(ifindex: i32) -> io::Result<Vec<u32>> {
+/// What the kernel says about XDP on an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Xdp {
+    /// The ids of the programs there, at most one a mode.
+    pub programs: Vec<u32>,
+    /// What the driver can: the bits of `enum netdev_xdp_act`. 0 before Linux
+    /// 6.3, which does not tell.
+    pub features: u64,
+}
+
+impl Xdp {
+    /// The bit of `features` for native XDP that passes, drops and sends back.
+    pub const BASIC: u64 = 1 << 0;
+    /// The bit for taking frames that the XDP of others sends here.
+    pub const TRANSMIT: u64 = 1 << 2;
+}
+
+/// Asks about XDP on an interface.
+pub fn xdp(ifindex: i32) -> io::Result<Xdp> {
     let mut opts =
         sys::bpf_xdp_query_opts { sz: sz::<sys::bpf_xdp_query_opts>(), ..Default::default() };
     // SAFETY: `opts` is initialized and outlives the call.
     check(unsafe { sys::bpf_xdp_query(ifindex, 0, &raw mut opts) })?;
     let ids = [opts.drv_prog_id, opts.skb_prog_id, opts.hw_prog_id];
-    Ok(ids.into_iter().filter(|id| *id != 0).collect())
+    let programs = ids.into_iter().filter(|id| *id != 0).collect();
+    Ok(Xdp { programs, features: opts.feature_flags })
 }
 
-/// The ids of the tcx links on one side of an interface.
-pub fn tcx_links(ifindex: i32, side: LinkType) -> io::Result<Vec<u32>> {
+/// A program on one side of an interface, as tcx.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcx {
+    /// The program's id.
+    pub program: u32,
+    /// The id of the link that holds it there, if one does.
+    pub link: Option<u32>,
+}
+
+/// What runs as tcx on one side of an interface, in its order.
+pub fn tcx(ifindex: i32, side: LinkType) -> io::Result<Vec<Tcx>> {
     const MANY: usize = 64; // the kernel's BPF_MPROG_MAX
 
     let mut progs = [0_u32; MANY];
@@ -245,7 +278,8 @@ pub fn tcx_links(ifindex: i32, side: LinkType) -> io::Result<Vec<u32>> {
     // SAFETY: both arrays have as many elements as `count` says and outlive the
     // call.
     check(unsafe { sys::bpf_prog_query_opts(ifindex, side.attach_type(), &raw mut opts) })?;
-    Ok(links.into_iter().filter(|id| *id != 0).collect())
+    let tcx = progs.into_iter().zip(links).take_while(|(program, _)| *program != 0);
+    Ok(tcx.map(|(program, link)| Tcx { program, link: (link != 0).then_some(link) }).collect())
 }
 
 /// Gives an interface a clsact qdisc; false if it has one.

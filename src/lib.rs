@@ -6,6 +6,7 @@
 pub mod attach;
 pub mod bench;
 pub mod cli;
+pub mod doctor;
 pub mod entries;
 pub mod hook;
 pub mod instance;

@@ -10,6 +10,7 @@ use bmc::attach;
 use bmc::bench;
 use bmc::cli::Cli;
 use bmc::cli::Command;
+use bmc::doctor;
 use bmc::entries;
 use bmc::instance;
 use bmc::instance::NotAttached;
@@ -47,6 +48,7 @@ fn run(cli: Cli) -> Result<()> {
             entries::show(name, limit, key.as_ref(), json, &mut out)?;
         }
         Command::Bench(args) => bench::run(&args, &mut out)?,
+        Command::Doctor { interfaces, json } => doctor::run(&interfaces, name, json, &mut out)?,
         Command::Memcached(args) => match workers::exec(&args)? {},
         Command::Completions { shell } => {
             // Not right to stdout: clap_complete panics if that is closed.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! What bmc cannot watch or be of use to: memcached is asked how it is set up.
+//! `bmc attach` and `bmc doctor` go by the same answers.
 //!
 //! memcached itself refuses UDP with authentication and with external storage,
 //! so that these show as UDP that is off. With a unix socket it has no network.
@@ -22,6 +23,7 @@ use anyhow::Result;
 use anyhow::bail;
 use nix::ifaddrs::getifaddrs;
 
+use self::binary::Packet;
 use crate::message;
 
 /// For each step of a conversation with this very machine.
@@ -30,15 +32,85 @@ const LIMIT: Duration = Duration::from_millis(300);
 /// More than memcached has to say.
 const REPLY_MAX: usize = 1 << 16;
 
-/// What it is asked. Long enough for the binary protocol to see that it is none
-/// of its requests; the last line is for a connection that wants a password.
-const QUESTION: &[u8] = b"stats settings\r\nquit\r\nquit\r\n";
-
-/// The same over UDP, which closes nothing.
-const DATAGRAM: &[u8] = b"\0\0\0\0\0\x01\0\0stats settings\r\n";
-
 /// Bytes before the text of a datagram.
 const FRAME: usize = 8;
+
+/// Which of its statistics memcached is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// How it is set up.
+    Settings,
+    /// What it counts.
+    Counters,
+}
+
+impl Topic {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Settings => "settings",
+            Self::Counters => "",
+        }
+    }
+
+    /// Long enough for the binary protocol to see that it is none of its
+    /// requests; the last line is for a connection that wants a password.
+    fn text(self) -> Vec<u8> {
+        format!("{}\r\nquit\r\nquit\r\n", self.command()).into()
+    }
+
+    fn command(self) -> String {
+        format!("stats {}", self.name()).trim_end().into()
+    }
+
+    /// The same over UDP, which closes nothing.
+    fn datagram(self) -> Vec<u8> {
+        [b"\0\0\0\0\0\x01\0\0", self.command().as_bytes(), b"\r\n"].concat()
+    }
+
+    /// The same in the binary protocol.
+    fn binary(self) -> Vec<u8> {
+        let request = |opcode, key: &str| {
+            let mut head = [0; binary::HEAD];
+            (head[0], head[1]) = (binary::REQUEST, opcode);
+            (head[3], head[11]) = (key.len() as u8, key.len() as u8);
+            [&head, key.as_bytes()].concat()
+        };
+        [request(binary::STAT, self.name()), request(binary::QUIT, "")].concat()
+    }
+}
+
+/// The binary protocol, as far as it is used here.
+mod binary {
+    pub(super) const HEAD: usize = 24;
+    pub(super) const REQUEST: u8 = 0x80;
+    pub(super) const REPLY: u8 = 0x81;
+    pub(super) const QUIT: u8 = 0x07;
+    pub(super) const STAT: u8 = 0x10;
+    pub(super) const UNAUTHENTICATED: [u8; 2] = [0, 0x20];
+
+    /// A reply, or the first part of one.
+    pub(super) struct Packet<'a> {
+        pub(super) status: [u8; 2],
+        pub(super) key: &'a [u8],
+        pub(super) value: &'a [u8],
+        /// What follows it.
+        pub(super) rest: &'a [u8],
+    }
+
+    /// The first packet; None if it is none, or not all there.
+    pub(super) fn packet(bytes: &[u8]) -> Option<Packet<'_>> {
+        let (head, rest) = bytes.split_at_checked(HEAD)?;
+        if head[0] != REPLY {
+            return None;
+        }
+        let key = usize::from(u16::from_be_bytes([head[2], head[3]]));
+        let extras = usize::from(head[4]);
+        let body = u32::from_be_bytes(*head[8..].first_chunk()?) as usize;
+        let (body, rest) = rest.split_at_checked(body)?;
+        let (key, value) = body.get(extras..)?.split_at_checked(key)?;
+        Some(Packet { status: [head[6], head[7]], key, value, rest })
+    }
+}
 
 /// Asks whoever listens on these ports of the interfaces and of the loopback.
 /// Fails if bmc would serve old values, and tells what makes it useless.
@@ -48,7 +120,7 @@ pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
         .flat_map(|port| addresses(interfaces).into_iter().map(move |addr| with_port(addr, *port)))
         .collect();
     let mut problems = Vec::new();
-    for (at, heard) in ask_all(&addresses) {
+    for (at, heard) in ask_all(&addresses, Topic::Settings) {
         for problem in heard.problems(ports) {
             let same = |(other, known): &(SocketAddr, Problem)| {
                 (other.port(), known) == (at.port(), &problem)
@@ -87,12 +159,13 @@ fn with_port(mut addr: SocketAddr, port: u16) -> SocketAddr {
 }
 
 /// Asks all at once, so that it takes no longer than one.
-fn ask_all(addresses: &[SocketAddr]) -> Vec<(SocketAddr, Heard)> {
+pub fn ask_all(addresses: &[SocketAddr], topic: Topic) -> Vec<(SocketAddr, Heard)> {
     thread::scope(|scope| {
         let asked: Vec<_> = addresses
             .iter()
             .filter_map(|at| {
-                let asked = thread::Builder::new().spawn_scoped(scope, || Heard::from(*at));
+                let asked =
+                    thread::Builder::new().spawn_scoped(scope, move || Heard::ask(*at, topic));
                 Some((*at, asked.ok()?))
             })
             .collect();
@@ -101,50 +174,82 @@ fn ask_all(addresses: &[SocketAddr]) -> Vec<(SocketAddr, Heard)> {
 }
 
 /// What came back from an address.
-#[derive(Debug, PartialEq, Eq)]
-enum Heard {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing: nobody listens.
     Nobody,
-    Settings(Settings),
+    /// What was asked for, by name.
+    Stats(BTreeMap<String, String>),
     /// memcached, but it wants a password first.
     Locked,
+    /// TLS.
     Tls,
-    /// Somebody who does not speak memcached's text protocol.
+    /// Somebody who does not speak memcached's protocols.
     Noise,
 }
 
 impl Heard {
-    fn from(at: SocketAddr) -> Self {
-        match TcpStream::connect_timeout(&at, LIMIT) {
-            Ok(stream) => match Self::read(&talk(stream, QUESTION)) {
-                Self::Noise => {
-                    let hello = TcpStream::connect_timeout(&at, LIMIT)
-                        .map(|stream| talk(stream, &client_hello()));
-                    Self::read(&hello.unwrap_or_default())
-                }
-                heard => heard,
-            },
-            Err(_) => match ask_by_datagram(at).map(|reply| Self::read(&reply)) {
-                Ok(Self::Settings(settings)) => Self::Settings(settings),
+    /// Asks, by whatever means it is answered.
+    pub fn ask(at: SocketAddr, topic: Topic) -> Self {
+        let Ok(stream) = TcpStream::connect_timeout(&at, LIMIT) else {
+            return match ask_by_datagram(at, topic).map(|reply| Self::read(&reply)) {
+                Ok(Self::Stats(stats)) => Self::Stats(stats),
                 _ => Self::Nobody,
-            },
+            };
+        };
+        let again = |question: &[u8]| {
+            let reply = TcpStream::connect_timeout(&at, LIMIT).map(|s| talk(s, question));
+            Self::read(&reply.unwrap_or_default())
+        };
+        let mut heard = Self::read(&talk(stream, &topic.text()));
+        for question in [topic.binary(), client_hello()] {
+            if heard == Self::Noise {
+                heard = again(&question);
+            }
         }
+        heard
     }
 
     fn read(reply: &[u8]) -> Self {
-        if let [ALERT | HANDSHAKE, 3, ..] = reply {
-            return Self::Tls;
+        match reply {
+            [ALERT | HANDSHAKE, 3, ..] => return Self::Tls,
+            [binary::REPLY, binary::STAT, ..] => return Self::read_binary(reply),
+            _ => {}
         }
         let text = String::from_utf8_lossy(reply);
         if text.starts_with("CLIENT_ERROR unauthenticated") {
             return Self::Locked;
         }
-        Settings::parse(&text).map_or(Self::Noise, Self::Settings)
+        let stats = text.lines().filter_map(|line| line.strip_prefix("STAT ")?.split_once(' '));
+        Self::stats(stats.map(|(name, value)| (name.into(), value.into())))
     }
 
-    fn problems(&self, ports: &[u16]) -> Vec<Problem> {
+    fn read_binary(mut reply: &[u8]) -> Self {
+        let mut stats = Vec::new();
+        while let Some(Packet { status, key, value, rest }) = binary::packet(reply) {
+            if status == binary::UNAUTHENTICATED {
+                return Self::Locked;
+            }
+            let [key, value] = [key, value].map(|text| String::from_utf8_lossy(text).into_owned());
+            if !key.is_empty() {
+                stats.push((key, value));
+            }
+            reply = rest;
+        }
+        Self::stats(stats.into_iter())
+    }
+
+    fn stats(stats: impl Iterator<Item = (String, String)>) -> Self {
+        let stats: BTreeMap<_, _> = stats.collect();
+        if stats.is_empty() { Self::Noise } else { Self::Stats(stats) }
+    }
+
+    /// What bmc, watching these ports, would make of its settings.
+    pub fn problems(&self, ports: &[u16]) -> Vec<Problem> {
         match self {
             Self::Nobody => Vec::new(),
-            Self::Settings(settings) => settings.problems(ports),
+            Self::Stats(stats) => Settings::read(stats)
+                .map_or_else(|| vec![Problem::Unknown], |settings| settings.problems(ports)),
             Self::Locked => vec![Problem::Password],
             Self::Tls => vec![Problem::Tls],
             Self::Noise => vec![Problem::Unknown],
@@ -182,13 +287,13 @@ fn is_whole(reply: &[u8]) -> bool {
 }
 
 /// The first datagram is enough: it tells the ports.
-fn ask_by_datagram(at: SocketAddr) -> io::Result<Vec<u8>> {
+fn ask_by_datagram(at: SocketAddr, topic: Topic) -> io::Result<Vec<u8>> {
     let any: IpAddr =
         if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(at)?;
     socket.set_read_timeout(Some(LIMIT))?;
-    socket.send(DATAGRAM)?;
+    socket.send(&topic.datagram())?;
     let mut reply = vec![0; REPLY_MAX];
     let len = socket.recv(&mut reply)?;
     Ok(reply.get(FRAME..len).unwrap_or_default().to_vec())
@@ -217,15 +322,14 @@ struct Settings {
 }
 
 impl Settings {
-    /// None if it is no such text.
-    fn parse(text: &str) -> Option<Self> {
-        let stats: BTreeMap<_, _> =
-            text.lines().filter_map(|line| line.strip_prefix("STAT ")?.split_once(' ')).collect();
-        let is_on = |name| stats.get(name) == Some(&"yes");
+    /// None if these are other statistics.
+    fn read(stats: &BTreeMap<String, String>) -> Option<Self> {
+        let get = |name| stats.get(name).map(String::as_str);
+        let is_on = |name| get(name) == Some("yes");
         // -l can give each address a port; then these are not the ports but for 0.
-        let has_ports = stats.get("inter").is_some_and(|list| list.contains(':'));
+        let has_ports = get("inter").is_some_and(|list| list.contains(':'));
         let port = |name| {
-            let port = stats.get(name)?.parse().ok()?;
+            let port = get(name)?.parse().ok()?;
             Some((port == 0 || !has_ports).then_some(port))
         };
         Some(Self {
@@ -260,58 +364,76 @@ impl Settings {
 
 /// Why bmc must not or need not be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Problem {
+pub enum Problem {
+    /// Writes within TLS cannot be seen.
     Tls,
+    /// What becomes of a write behind a proxy cannot be seen.
     Proxy,
+    /// Writes on a port that is not watched.
     OtherTcp(u16),
+    /// Nothing tells of its end.
     NoTcp,
+    /// Nothing to answer.
     NoUdp,
+    /// Requests on a port that is not served.
     OtherUdp(u16),
+    /// It wants a password, and then has no UDP.
     Password,
+    /// It does not tell.
     Unknown,
 }
 
 impl Problem {
     /// Whether what is served could be wrong.
-    fn is_fatal(self) -> bool {
+    pub fn is_fatal(self) -> bool {
         matches!(self, Self::Tls | Self::Proxy | Self::OtherTcp(_))
     }
 
     fn message(self, at: SocketAddr) -> String {
+        let subject = match self {
+            Self::Unknown => "what listens",
+            _ => "memcached",
+        };
+        format!("{subject} at {at} {} ({})", self.what(), self.remedy(at.port()))
+    }
+
+    /// What is said of the memcached.
+    pub fn what(self) -> String {
         match self {
-            Self::Tls => format!(
-                "memcached at {at} uses TLS: bmc cannot see the writes in it and would serve old \
-                 values (turn TLS off there, or do without bmc)"
-            ),
-            Self::Proxy => format!(
-                "memcached at {at} is a proxy: bmc cannot see what becomes of a write behind it \
-                 (attach where the memcacheds behind it are)"
-            ),
-            Self::OtherTcp(port) => format!(
-                "memcached at {at} takes writes on TCP port {port} too, which would not be watched \
-                 (add --port {port})"
-            ),
-            Self::NoTcp => format!(
-                "memcached at {at} has no TCP port, by which a restart would be noticed: run bmc \
-                 flush after each, or old values are served for up to --max-age"
-            ),
-            Self::NoUdp => format!(
-                "memcached at {at} does not listen on UDP, so nothing will be cached (start it \
-                 with -U {})",
-                at.port()
-            ),
-            Self::OtherUdp(port) => format!(
-                "memcached at {at} has UDP port {port}, whose requests will not be answered (add \
-                 --port {port})"
-            ),
-            Self::Password => format!(
-                "memcached at {at} wants a password, with which it does not listen on UDP, so \
-                 nothing will be cached"
-            ),
-            Self::Unknown => format!(
-                "what listens at {at} does not tell its settings in memcached's text protocol: bmc \
-                 cannot say whether it can be watched"
-            ),
+            Self::Tls => {
+                "uses TLS: bmc cannot see the writes in it and would serve old values".into()
+            }
+            Self::Proxy => "is a proxy: bmc cannot see what becomes of a write behind it".into(),
+            Self::OtherTcp(port) => {
+                format!("takes writes on TCP port {port} too, which would not be watched")
+            }
+            Self::NoTcp => "has no TCP port, by which a restart would be noticed".into(),
+            Self::NoUdp => "does not listen on UDP, so nothing will be cached".into(),
+            Self::OtherUdp(port) => {
+                format!("has UDP port {port}, whose requests will not be answered")
+            }
+            Self::Password => {
+                "wants a password, with which it does not listen on UDP, so nothing will be cached"
+                    .into()
+            }
+            Self::Unknown => "does not tell its settings in memcached's protocols: bmc cannot say \
+                              whether it can be watched"
+                .into(),
+        }
+    }
+
+    /// What can be done about one on this port.
+    pub fn remedy(self, port: u16) -> String {
+        match self {
+            Self::Tls => "turn TLS off there, or do without bmc".into(),
+            Self::Proxy => "attach where the memcacheds behind it are".into(),
+            Self::OtherTcp(port) | Self::OtherUdp(port) => format!("add --port {port}"),
+            Self::NoTcp => {
+                "run bmc flush after each, or old values are served for up to --max-age".into()
+            }
+            Self::NoUdp => format!("start it with -U {port}"),
+            Self::Password => "do without the password, or without bmc".into(),
+            Self::Unknown => "make sure that it is no memcached with TLS".into(),
         }
     }
 }
@@ -364,6 +486,31 @@ mod tests {
             assert_eq!(problems(noise), [Problem::Unknown], "{noise}");
         }
         assert_eq!(Heard::Nobody.problems(&[1]), []);
+    }
+
+    /// A reply of the binary protocol to a question for statistics.
+    fn packet(status: u8, key: &str, value: &str) -> Vec<u8> {
+        let mut head = vec![0x81, 0x10, 0, key.len() as u8, 0, 0, 0, status, 0, 0, 0];
+        head.push((key.len() + value.len()) as u8);
+        head.resize(24, 0);
+        [&head, key.as_bytes(), value.as_bytes()].concat()
+    }
+
+    #[test]
+    fn reads_the_binary_protocol_too() {
+        let settings = [("tcpport", "21977"), ("udpport", "0"), ("inter", "NULL")];
+        let mut reply: Vec<_> = settings.iter().flat_map(|(k, v)| packet(0, k, v)).collect();
+        reply.extend(packet(0, "", ""));
+        assert_eq!(Heard::read(&reply).problems(&[21977]), [Problem::NoUdp]);
+        let refused = packet(0x20, "", "Auth failure.");
+        assert_eq!(Heard::read(&refused).problems(&[1]), [Problem::Password]);
+        // Cut off, or none at all.
+        assert_eq!(Heard::read(&reply[..30]), Heard::Noise);
+        assert_eq!(Heard::read(&packet(0x81, "", "Unknown command")), Heard::Noise);
+        let request = Topic::Settings.binary();
+        assert_eq!(request[..4], [0x80, 0x10, 0, 8]);
+        assert_eq!(request[24..32], *b"settings");
+        assert_eq!(request[32..34], [0x80, 0x07]);
     }
 
     #[test]

@@ -50,6 +50,15 @@ pub fn netns() -> Result<u32> {
 
 /// Fails unless this process may load and attach BPF programs.
 pub fn check_capabilities() -> Result<()> {
+    let missing = missing_capabilities()?;
+    if !missing.is_empty() {
+        bail!("no permission: {} missing (run as root)", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// Which of the capabilities that it takes this process does not have.
+pub fn missing_capabilities() -> Result<Vec<&'static str>> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
     const PERFMON: u64 = 1 << 38;
@@ -64,12 +73,28 @@ pub fn check_capabilities() -> Result<()> {
     // CAP_SYS_ADMIN stands for those that were split off from it.
     let have = if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF };
     let needed = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")];
-    let missing: Vec<_> =
-        needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect();
-    if !missing.is_empty() {
-        bail!("no permission: {} missing (run as root)", missing.join(", "));
-    }
-    Ok(())
+    Ok(needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect())
+}
+
+/// The kernel's release, as in "6.1.0-42-amd64".
+pub fn release() -> Result<String> {
+    setting("/proc/sys/kernel/osrelease")
+}
+
+/// Where the kernel tells its types, which finding the end of memcached takes.
+pub const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Where the kernel tells whether it compiles BPF programs. Only root may look,
+/// and only in the initial network namespace.
+pub const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
+
+/// Where the kernel tells what it keeps from root.
+pub const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
+
+/// Reads a file of the kernel that has one line.
+pub fn setting(path: &str) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    Ok(text.trim().into())
 }
 
 /// Bytes that can be had without pushing anybody out.
@@ -81,6 +106,12 @@ pub fn memory_available() -> Result<u64> {
         .and_then(|kib| kib.trim().parse().ok())
         .context("no MemAvailable in /proc/meminfo")?;
     Ok(kib << 10)
+}
+
+/// How much of the memory that is available a cache may lock: rather less than
+/// have the kernel kill somebody.
+pub fn memory_to_lock(available: u64) -> u64 {
+    available / 16 * 15
 }
 
 /// The index of an interface in this network namespace.
@@ -129,22 +160,44 @@ pub fn random(buffer: &mut [u8]) -> Result<()> {
     file.read_exact(buffer).context("cannot read /dev/urandom")
 }
 
+/// What there is where bpffs belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bpffs {
+    /// bpffs.
+    Mounted,
+    /// Nothing, and a mount would be seen by everybody.
+    Missing,
+    /// Nothing, and a mount would go with this mount namespace.
+    Private,
+    /// Something else.
+    Other,
+}
+
+/// Looks at where bpffs belongs.
+pub fn bpffs() -> Result<Bpffs> {
+    let kind = statfs(BPFFS).with_context(|| format!("cannot look at {BPFFS}"))?.filesystem_type();
+    Ok(match kind {
+        BPF_FS_MAGIC => Bpffs::Mounted,
+        SYSFS_MAGIC if is_initial_mount_namespace() => Bpffs::Missing,
+        SYSFS_MAGIC => Bpffs::Private,
+        _ => Bpffs::Other,
+    })
+}
+
 /// Mounts bpffs if it is not. `private` says that a mount for this process's
 /// mount namespace alone will do.
 pub fn mount_bpffs(private: bool) -> Result<()> {
-    let kind = statfs(BPFFS).with_context(|| format!("cannot look at {BPFFS}"))?.filesystem_type();
-    if kind == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    if kind != SYSFS_MAGIC {
-        bail!("{BPFFS} is neither a bpf file system nor sysfs: something else is mounted there");
-    }
-    if !private && !is_initial_mount_namespace() {
-        bail!(
+    match bpffs()? {
+        Bpffs::Mounted => return Ok(()),
+        Bpffs::Other => {
+            bail!("{BPFFS} is neither a bpf file system nor sysfs: something else is mounted there")
+        }
+        Bpffs::Private if !private => bail!(
             "{BPFFS} has no bpf file system here, and one mounted in this mount namespace would \
              go with it: as `ip netns exec` makes one, use `nsenter --net=/run/netns/NAME bmc \
              ...` instead, or --foreground"
-        );
+        ),
+        Bpffs::Private | Bpffs::Missing => {}
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .with_context(|| format!("cannot mount the bpf file system on {BPFFS}"))
@@ -160,7 +213,7 @@ fn is_initial_mount_namespace() -> bool {
 
 /// Whether the kernel measures how long programs run.
 pub fn measures_run_time() -> bool {
-    fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() == "1")
+    setting("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on == "1")
 }
 
 /// Creates a directory for root alone; fine if it is there.

@@ -180,7 +180,8 @@ fn hooks(net: &Net) -> Hooks {
         for side in [LinkType::TcxIngress, LinkType::TcxEgress] {
             let links = net.server.within(|| {
                 let index = system::index_of(device).ok()?;
-                Some(kernel::tcx_links(index, side).expect("the kernel lists links"))
+                let tcx = kernel::tcx(index, side).expect("the kernel lists programs");
+                Some(tcx.iter().map(|tcx| tcx.link).collect::<Vec<_>>())
             });
             programs.as_array_mut().expect("a list").push(links.into());
         }
@@ -713,7 +714,8 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
     says(&["-U", "0"], &own, DONE, no_udp);
     says(&["-U", "0", "-o", &external], &own, DONE, no_udp);
     says(&["-U", "0", "-Y", &users.to_string_lossy()], &own, DONE, "wants a password");
-    says(&["-B", "binary"], &own, DONE, "does not tell its settings");
+    says(&["-B", "binary"], &own, DONE, "");
+    says(&["-B", "binary", "-U", "0"], &own, DONE, no_udp);
     says(&["-U", &other], &own, DONE, &format!("has UDP port {other}"));
     says(&["-U", &other], &format!("{own},{other}"), DONE, "");
     says(&["-U", &other], &other, FAILED, &format!("takes writes on TCP port {own} too"));

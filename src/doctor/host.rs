@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! The kernel, and what this process may do with it.
+
+use std::fs;
+
+use super::Finding;
+use super::Findings;
+use super::Level;
+use crate::attach;
+use crate::cli;
+use crate::system;
+use crate::system::Bpffs;
+
+/// The oldest kernel that bmc is for, and the first with tcx.
+const OLDEST: [u32; 2] = [6, 1];
+const TCX: [u32; 2] = [6, 6];
+
+/// What is known of the machine; None for what could not be seen.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    release: Option<String>,
+    missing_capabilities: Vec<&'static str>,
+    bpffs: Option<Bpffs>,
+    jit: Option<String>,
+    has_btf: bool,
+    lockdown: Option<String>,
+    /// Bytes that are available, and that `bmc attach` locks without `--memory`.
+    memory: Option<u64>,
+    memory_wanted: u64,
+    programs: Programs,
+}
+
+/// What became of loading them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Programs {
+    NotTried,
+    Loaded {
+        tells_the_end: bool,
+    },
+    /// Why.
+    Refused(String),
+}
+
+impl Host {
+    pub(super) fn read() -> Self {
+        let missing_capabilities = system::missing_capabilities().unwrap_or_default();
+        let programs = if missing_capabilities.is_empty() {
+            match attach::try_load() {
+                Ok(tells_the_end) => Programs::Loaded { tells_the_end },
+                Err(err) => Programs::Refused(format!("{err:#}")),
+            }
+        } else {
+            Programs::NotTried
+        };
+        Self {
+            release: system::release().ok(),
+            missing_capabilities,
+            bpffs: system::bpffs().ok(),
+            jit: system::setting(system::JIT).ok(),
+            has_btf: fs::metadata(system::BTF).is_ok_and(|file| file.len() > 0),
+            lockdown: system::setting(system::LOCKDOWN).ok(),
+            memory: system::memory_available().ok(),
+            memory_wanted: cli::Attach::with(&[]).map_or(0, |args| args.memory),
+            programs,
+        }
+    }
+
+    pub(super) fn judge(&self) -> Vec<Finding> {
+        let mut findings = Findings::about("host");
+        self.judge_kernel(&mut findings);
+        self.judge_privileges(&mut findings);
+        self.judge_bpffs(&mut findings);
+        self.judge_jit(&mut findings);
+        self.judge_lockdown(&mut findings);
+        self.judge_memory(&mut findings);
+        self.judge_programs(&mut findings);
+        self.judge_btf(&mut findings);
+        findings.all
+    }
+
+    fn judge_kernel(&self, findings: &mut Findings) {
+        let Some(release) = &self.release else {
+            findings.add(
+                Level::Note,
+                "cannot see which kernel this is",
+                "no /proc/sys/kernel/osrelease",
+                "uname -r   # 6.1 or newer will do",
+            );
+            return;
+        };
+        let evidence = format!("/proc/sys/kernel/osrelease: {release}");
+        match version(release) {
+            Some(version) if version < OLDEST => findings.add(
+                Level::Blocker,
+                "the kernel is older than Linux 6.1",
+                evidence,
+                "boot Linux 6.1 or newer   # Debian 12 has it",
+            ),
+            Some(version) if version < TCX => {
+                findings.ok("the kernel is new enough; without tcx, bmc uses clsact", evidence);
+            }
+            _ => findings.ok("the kernel is new enough, and has tcx", evidence),
+        }
+    }
+
+    fn judge_privileges(&self, findings: &mut Findings) {
+        let missing = &self.missing_capabilities;
+        if missing.is_empty() {
+            findings.ok("may load and attach BPF programs", "/proc/self/status: CapEff");
+        } else {
+            findings.add(
+                Level::Blocker,
+                format!("may not load or attach BPF programs: {} missing", missing.join(", ")),
+                "/proc/self/status: CapEff",
+                "sudo bmc doctor   # sees more, and so does attach",
+            );
+        }
+    }
+
+    fn judge_bpffs(&self, findings: &mut Findings) {
+        let at = system::BPFFS;
+        match self.bpffs {
+            Some(Bpffs::Mounted) => findings.ok("bpffs is mounted", format!("statfs {at}")),
+            Some(Bpffs::Missing) => findings.add(
+                Level::Note,
+                "bpffs is not mounted; bmc attach will do it",
+                format!("statfs {at}: sysfs"),
+                format!("mount -t bpf bpf {at}"),
+            ),
+            Some(Bpffs::Private) => findings.add(
+                Level::Blocker,
+                "has no bpf file system here, in a mount namespace that one mounted would go with",
+                format!("statfs {at}: sysfs; /proc/self/ns/mnt is not that of process 1"),
+                "nsenter --net=/run/netns/NAME bmc doctor   # instead of ip netns exec",
+            ),
+            Some(Bpffs::Other) => findings.add(
+                Level::Blocker,
+                "something else is mounted where bpffs belongs",
+                format!("statfs {at}: neither bpf nor sysfs"),
+                format!("umount {at}"),
+            ),
+            None => findings.add(
+                Level::Blocker,
+                "there is no place for bpffs",
+                format!("statfs {at} fails"),
+                "mount -t sysfs sysfs /sys",
+            ),
+        }
+    }
+
+    fn judge_jit(&self, findings: &mut Findings) {
+        let file = system::JIT;
+        match self.jit.as_deref() {
+            Some("0") => findings.add(
+                Level::Blocker,
+                "BPF programs are not compiled, and bmc's cannot be interpreted",
+                format!("{file}: 0"),
+                "sysctl -w net.core.bpf_jit_enable=1",
+            ),
+            Some(value) => findings.ok("BPF programs are compiled", format!("{file}: {value}")),
+            // That they load tells as much.
+            None if matches!(self.programs, Programs::Loaded { .. }) => {}
+            None => findings.add(
+                Level::Note,
+                "cannot see whether BPF programs are compiled",
+                format!("{file} is for root in the initial network namespace"),
+                "sysctl net.core.bpf_jit_enable   # 1 will do",
+            ),
+        }
+    }
+
+    fn judge_lockdown(&self, findings: &mut Findings) {
+        let file = system::LOCKDOWN;
+        let Some(lockdown) = &self.lockdown else { return };
+        let evidence = format!("{file}: {lockdown}");
+        if lockdown.contains("[confidentiality]") {
+            findings.add(
+                Level::Blocker,
+                "the kernel is locked down, and refuses what bmc's programs read by",
+                evidence,
+                "boot without lockdown=confidentiality   # lockdown=integrity will do",
+            );
+        } else {
+            findings.ok("the kernel is not locked down against BPF", evidence);
+        }
+    }
+
+    fn judge_memory(&self, findings: &mut Findings) {
+        let Some(available) = self.memory else { return };
+        let evidence = format!("/proc/meminfo: MemAvailable {}M", available >> 20);
+        let most = system::memory_to_lock(available) >> 20;
+        let wanted = self.memory_wanted >> 20;
+        if wanted > most {
+            findings.add(
+                Level::Blocker,
+                format!("there is too little memory for the {wanted}M that bmc attach locks"),
+                evidence,
+                format!("bmc attach --memory {}M IFACE", (most / 2).max(16)),
+            );
+        } else {
+            findings.ok(format!("has the {wanted}M that bmc attach locks"), evidence);
+        }
+    }
+
+    fn judge_programs(&self, findings: &mut Findings) {
+        match &self.programs {
+            Programs::NotTried => {}
+            Programs::Loaded { .. } => findings.ok(
+                "the kernel takes bmc's programs",
+                "loaded with 16M, not attached, and let go of again",
+            ),
+            Programs::Refused(why) => findings.add(
+                Level::Blocker,
+                "the kernel refuses bmc's programs",
+                why.replace('\n', "; "),
+                "bmc -v attach --memory 16M IFACE   # prints all that the kernel says",
+            ),
+        }
+    }
+
+    fn judge_btf(&self, findings: &mut Findings) {
+        let file = system::BTF;
+        let is_told = !matches!(self.programs, Programs::Loaded { tells_the_end: false });
+        if self.has_btf && is_told {
+            findings.ok("the kernel tells when memcached is gone", file);
+            return;
+        }
+        let evidence = if self.has_btf {
+            "bmc_gone could not be loaded".into()
+        } else {
+            format!("no {file}: CONFIG_DEBUG_INFO_BTF is off")
+        };
+        findings.add(
+            Level::Warning,
+            "the kernel does not tell when memcached is gone: old values are served after a \
+             restart, for up to --max-age",
+            evidence,
+            "bmc flush   # after each restart of memcached",
+        );
+    }
+}
+
+/// The first two numbers of a release.
+fn version(release: &str) -> Option<[u32; 2]> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some([numbers.next()?.ok()?, numbers.next()?.ok()?])
+}
+
+/// Whether the kernel tells what the drivers can: from 6.3 on.
+pub(super) fn tells_xdp_features() -> bool {
+    system::release().ok().and_then(|release| version(&release)).is_some_and(|v| v >= [6, 3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Host {
+        Host {
+            release: Some("6.12.9-amd64".into()),
+            missing_capabilities: Vec::new(),
+            bpffs: Some(Bpffs::Mounted),
+            jit: Some("1".into()),
+            has_btf: true,
+            lockdown: Some("[none] integrity confidentiality".into()),
+            memory: Some(1 << 30),
+            memory_wanted: 256 << 20,
+            programs: Programs::Loaded { tells_the_end: true },
+        }
+    }
+
+    /// What is said of a host that differs from a good one by this.
+    fn said(change: impl Fn(&mut Host)) -> Vec<(Level, String, Option<String>)> {
+        let mut host = good();
+        change(&mut host);
+        let findings = host.judge().into_iter().filter(|finding| finding.level != Level::Ok);
+        findings.map(|f| (f.level, f.what, f.remedy)).collect()
+    }
+
+    #[track_caller]
+    fn says(level: Level, what: &str, remedy: &str, change: impl Fn(&mut Host)) {
+        let said = said(change);
+        assert_eq!(said.len(), 1, "{said:?}");
+        let (is, says, mends) = &said[0];
+        assert_eq!(*is, level, "{said:?}");
+        assert!(says.contains(what), "{said:?}");
+        assert!(mends.as_ref().is_some_and(|mends| mends.contains(remedy)), "{said:?}");
+    }
+
+    #[test]
+    fn nothing_is_wrong_with_a_good_host() {
+        assert_eq!(said(|_| ()), []);
+        assert_eq!(said(|h| h.release = Some("6.1.0".into())), []);
+        assert_eq!(said(|h| h.lockdown = None), []);
+        assert_eq!(said(|h| h.lockdown = Some("none [integrity] confidentiality".into())), []);
+        assert_eq!(said(|h| h.jit = Some("2".into())), []);
+        assert_eq!(said(|h| h.jit = None), [], "they load");
+        assert_eq!(said(|h| h.memory = Some(274 << 20)), []);
+    }
+
+    #[test]
+    fn finds_what_is_wrong_with_each_part_of_a_host() {
+        use Level::Blocker;
+        use Level::Note;
+        use Level::Warning;
+
+        for release in ["6.0.19", "5.10.0-33-amd64", "4.19"] {
+            let change = |h: &mut Host| h.release = Some(release.into());
+            says(Blocker, "older than Linux 6.1", "6.1 or newer", change);
+        }
+        says(Note, "cannot see which kernel", "uname -r", |h| h.release = None);
+        says(Blocker, "CAP_BPF, CAP_PERFMON missing", "sudo", |h| {
+            h.missing_capabilities = vec!["CAP_BPF", "CAP_PERFMON"];
+        });
+        says(Note, "not mounted", "mount -t bpf bpf /sys/fs/bpf", |h| {
+            h.bpffs = Some(Bpffs::Missing);
+        });
+        says(Blocker, "has no bpf file system here", "nsenter --net", |h| {
+            h.bpffs = Some(Bpffs::Private);
+        });
+        says(Blocker, "something else", "umount /sys/fs/bpf", |h| h.bpffs = Some(Bpffs::Other));
+        says(Blocker, "no place for bpffs", "mount -t sysfs", |h| h.bpffs = None);
+        says(Blocker, "not compiled", "sysctl -w net.core.bpf_jit_enable=1", |h| {
+            h.jit = Some("0".into());
+        });
+        says(Note, "cannot see whether BPF", "sysctl net.core.bpf_jit_enable", |h| {
+            (h.jit, h.programs) = (None, Programs::NotTried);
+        });
+        says(Blocker, "locked down", "lockdown=confidentiality", |h| {
+            h.lockdown = Some("none integrity [confidentiality]".into());
+        });
+        says(Blocker, "too little memory for the 256M", "--memory 126M", |h| {
+            h.memory = Some(270 << 20);
+        });
+        says(Blocker, "refuses bmc's programs", "bmc -v attach", |h| {
+            h.programs = Programs::Refused("cannot load:\nno".into());
+        });
+        says(Warning, "when memcached is gone", "bmc flush", |h| h.has_btf = false);
+        says(Warning, "when memcached is gone", "bmc flush", |h| {
+            h.programs = Programs::Loaded { tells_the_end: false };
+        });
+    }
+
+    #[test]
+    fn reads_the_version_of_a_release() {
+        assert_eq!(version("6.1.0-42-amd64"), Some([6, 1]));
+        assert_eq!(version("6.18-rc1"), Some([6, 18]));
+        assert_eq!(version("unknown"), None);
+    }
+
+    #[test]
+    fn attach_is_told_the_memory_that_help_promises() {
+        assert_eq!(Host::read().memory_wanted, 256 << 20);
+    }
+}

@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! The memcacheds of this network namespace: whether bmc can serve each, and
+//! whether it would help.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use procfs::Current as _;
+use procfs::net::Snmp;
+use procfs::net::Snmp6;
+use procfs::net::TcpState;
+use procfs::process::FDTarget;
+use procfs::process::Process;
+use procfs::process::all_processes;
+use serde_json::Value;
+use serde_json::json;
+
+use super::Finding;
+use super::Findings;
+use super::Level;
+use crate::cli;
+use crate::memcached;
+use crate::memcached::Heard;
+use crate::memcached::Problem;
+use crate::memcached::Topic;
+use crate::system;
+
+/// What processes call themselves.
+const NAME: &str = "memcached";
+
+/// The memcacheds of this machine, as far as they can be seen.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memcacheds {
+    found: Vec<Memcached>,
+    /// Processes in other network namespaces.
+    elsewhere: Vec<i32>,
+    /// Processes that we may not look into.
+    hidden: Vec<i32>,
+    /// The ports that `bmc attach` watches without `--port`.
+    default_ports: Vec<u16>,
+    /// UDP datagrams that came to this network namespace, for anybody.
+    datagrams: Option<u64>,
+}
+
+/// One that listens here.
+#[derive(Clone, Debug)]
+struct Memcached {
+    /// None for whoever listens on a port of `bmc attach`.
+    process: Option<i32>,
+    /// Its arguments, without its name.
+    arguments: Vec<String>,
+    tcp: Vec<SocketAddr>,
+    /// One for each socket.
+    udp: Vec<SocketAddr>,
+    unix: Vec<PathBuf>,
+    /// What it said of its settings.
+    heard: Heard,
+    counters: BTreeMap<String, String>,
+}
+
+/// The sockets of this network namespace that wait for clients, by inode.
+struct Sockets {
+    tcp: BTreeMap<u64, SocketAddr>,
+    udp: BTreeMap<u64, SocketAddr>,
+    unix: BTreeMap<u64, PathBuf>,
+}
+
+impl Sockets {
+    fn read() -> Self {
+        let tcp = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
+        let udp = [procfs::net::udp(), procfs::net::udp6()].into_iter().flatten().flatten();
+        let unix = procfs::net::unix().into_iter().flatten();
+        Self {
+            tcp: tcp
+                .filter(|socket| socket.state == TcpState::Listen)
+                .map(|socket| (socket.inode, socket.local_address))
+                .collect(),
+            udp: udp
+                .filter(|socket| socket.remote_address.port() == 0)
+                .map(|socket| (socket.inode, socket.local_address))
+                .collect(),
+            unix: unix.filter_map(|socket| Some((socket.inode, socket.path?))).collect(),
+        }
+    }
+}
+
+impl Memcacheds {
+    pub(super) fn read() -> Self {
+        let sockets = Sockets::read();
+        let here = system::network_namespace().ok();
+        let mut all = Self {
+            default_ports: cli::Attach::with(&[]).map_or(Vec::new(), |args| args.ports),
+            datagrams: datagrams(),
+            ..Default::default()
+        };
+        let is_memcached = |process: &Process| process.stat().is_ok_and(|stat| stat.comm == NAME);
+        for process in all_processes().into_iter().flatten().flatten().filter(is_memcached) {
+            // Where we may not look, we may not see its sockets either.
+            let namespace = fs::read_link(format!("/proc/{}/ns/net", process.pid())).ok();
+            if namespace.is_some() && namespace != here {
+                all.elsewhere.push(process.pid());
+                continue;
+            }
+            match Memcached::of(&process, &sockets) {
+                Some(memcached) if memcached.is_reachable() => all.found.push(memcached),
+                Some(_) => {} // it has only just begun
+                None => all.hidden.push(process.pid()),
+            }
+        }
+        let known: BTreeSet<_> = all.found.iter().flat_map(|found| found.tcp.clone()).collect();
+        let is_unknown =
+            |at: &&SocketAddr| all.default_ports.contains(&at.port()) && !known.contains(at);
+        let unknown: BTreeSet<_> = sockets.tcp.values().filter(is_unknown).copied().collect();
+        all.found.extend(unknown.into_iter().map(|at| Memcached::at(at, &sockets)));
+        all.ask();
+        all
+    }
+
+    /// Asks all at once.
+    fn ask(&mut self) {
+        let addresses: Vec<_> = self.found.iter().filter_map(Memcached::address).collect();
+        let settings: BTreeMap<_, _> =
+            memcached::ask_all(&addresses, Topic::Settings).into_iter().collect();
+        let is_open = |at: &SocketAddr| matches!(settings.get(at), Some(Heard::Stats(_)));
+        let open: Vec<_> = addresses.into_iter().filter(is_open).collect();
+        let counters: BTreeMap<_, _> =
+            memcached::ask_all(&open, Topic::Counters).into_iter().collect();
+        for found in &mut self.found {
+            let Some(at) = found.address() else { continue };
+            found.heard = settings.get(&at).cloned().unwrap_or(Heard::Nobody);
+            if let Some(Heard::Stats(counters)) = counters.get(&at) {
+                found.counters.clone_from(counters);
+            }
+        }
+    }
+
+    pub(super) fn judge(&self) -> Vec<Finding> {
+        let mut all = Findings::about(NAME);
+        for pid in &self.hidden {
+            all.add(
+                Level::Note,
+                format!("cannot see what process {pid} listens on"),
+                format!("/proc/{pid}/fd is for its user and root"),
+                "sudo bmc doctor",
+            );
+        }
+        for pid in &self.elsewhere {
+            all.add(
+                Level::Note,
+                format!("process {pid} is in another network namespace: attach bmc there"),
+                format!("/proc/{pid}/ns/net"),
+                format!("nsenter --net=/proc/{pid}/ns/net bmc doctor"),
+            );
+        }
+        if self.found.is_empty() && self.hidden.is_empty() {
+            all.add(
+                Level::Warning,
+                "no memcached listens here, so there is nothing to serve",
+                "/proc/*/comm, /proc/net/tcp and udp",
+                "bmc memcached -U 11211   # starts one",
+            );
+        }
+        let each = self.found.iter().flat_map(|found| self.judge_one(found));
+        all.all.into_iter().chain(each).collect()
+    }
+
+    fn judge_one(&self, found: &Memcached) -> Vec<Finding> {
+        let mut findings = Findings::about(found.name());
+        let Some(at) = found.address() else {
+            findings.add(
+                Level::Warning,
+                "listens on a unix socket only: there is no network for bmc to serve",
+                found.evidence(),
+                "start it with -p 11211 -U 11211 instead of -s",
+            );
+            return findings.all;
+        };
+        let problems = found.heard.problems(&found.ports());
+        for problem in &problems {
+            let level = if problem.is_fatal() { Level::Blocker } else { Level::Warning };
+            let remedy = match problem {
+                Problem::NoUdp if found.has_external_storage() => {
+                    "start it without external storage, with which memcached has no UDP".into()
+                }
+                Problem::NoUdp => found.restart(NAME, &format!("-U {}", at.port())),
+                problem => problem.remedy(at.port()),
+            };
+            findings.add(level, problem.what(), found.evidence(), remedy);
+        }
+        let is_of_use = problems.iter().all(|problem| *problem == Problem::NoTcp);
+        if found.heard == Heard::Nobody {
+            findings.add(
+                Level::Note,
+                "does not answer: bmc cannot say whether it can be watched",
+                found.evidence(),
+                format!("memcached-tool {at} settings"),
+            );
+        } else if is_of_use {
+            findings.ok("bmc can serve it", found.evidence());
+            self.judge_use(found, &mut findings);
+        }
+        findings.all
+    }
+
+    /// What bmc is of use for, to one that it can serve.
+    fn judge_use(&self, found: &Memcached, findings: &mut Findings) {
+        let ports = found.ports();
+        if found.tcp.iter().chain(&found.udp).all(|at| at.ip().is_loopback()) {
+            findings.add(
+                Level::Warning,
+                "listens on the loopback only, where bmc answers nothing",
+                found.evidence(),
+                "start it with -l ADDRESS, of the interface that its clients come in by",
+            );
+        }
+        if ports != self.default_ports {
+            let list: Vec<_> = ports.iter().map(ToString::to_string).collect();
+            findings.add(
+                Level::Note,
+                "has other ports than bmc attach watches by itself",
+                found.evidence(),
+                format!("bmc attach IFACE --port {}", list.join(",")),
+            );
+        }
+        let threads = found.setting("num_threads").and_then(|threads| threads.parse().ok());
+        let threads: usize = threads.unwrap_or(1);
+        let distinct: BTreeSet<_> = found.udp.iter().collect();
+        if threads > 1 && distinct.len() == found.udp.len() && found.process.is_some() {
+            findings.add(
+                Level::Note,
+                format!(
+                    "its {threads} threads share one UDP socket, and wait for each other there"
+                ),
+                format!("stats settings: num_threads {threads}; UDP sockets {}", found.udp.len()),
+                found.restart("bmc memcached --", ""),
+            );
+        }
+        self.judge_gain(found, findings);
+    }
+
+    /// What is known of what bmc will gain. memcached does not count UDP apart.
+    fn judge_gain(&self, found: &Memcached, findings: &mut Findings) {
+        let count = |name| found.counters.get(name).and_then(|count| count.parse::<u64>().ok());
+        let (Some(gets), Some(hits), Some(sets)) =
+            (count("cmd_get"), count("get_hits"), count("cmd_set"))
+        else {
+            return;
+        };
+        let evidence = format!("stats: cmd_get {gets}, get_hits {hits}, cmd_set {sets}");
+        let remedy = "bmc bench   # what it gains on this machine";
+        if gets == 0 {
+            findings.add(
+                Level::Note,
+                "was not asked for anything yet: nothing is known of what bmc would gain",
+                evidence,
+                remedy,
+            );
+        } else if self.datagrams == Some(0) {
+            findings.add(
+                Level::Warning,
+                "is asked over TCP only, which bmc does not answer",
+                format!("{evidence}; /proc/net/snmp and snmp6: 0 UDP datagrams received"),
+                "have its clients send GETs over UDP",
+            );
+        } else {
+            let percent = hits as f64 / gets as f64 * 100.0;
+            findings.add(
+                Level::Note,
+                format!(
+                    "found {percent:.0} % of {gets} keys that it was asked for; what of them came over \
+                     TCP, which memcached does not tell, bmc does not answer"
+                ),
+                evidence,
+                remedy,
+            );
+        }
+    }
+
+    pub(super) fn json(&self) -> Value {
+        self.found.iter().map(Memcached::json).collect()
+    }
+}
+
+impl Memcached {
+    /// The memcached of a process; None if we may not look into it.
+    fn of(process: &Process, sockets: &Sockets) -> Option<Self> {
+        let mut memcached = Self {
+            process: Some(process.pid()),
+            arguments: process.cmdline().unwrap_or_default().into_iter().skip(1).collect(),
+            tcp: Vec::new(),
+            udp: Vec::new(),
+            unix: Vec::new(),
+            heard: Heard::Nobody,
+            counters: BTreeMap::new(),
+        };
+        for file in process.fd().ok()? {
+            let FDTarget::Socket(inode) = file.ok()?.target else { continue };
+            memcached.tcp.extend(sockets.tcp.get(&inode));
+            memcached.udp.extend(sockets.udp.get(&inode));
+            memcached.unix.extend(sockets.unix.get(&inode).cloned());
+        }
+        memcached.tcp.sort_unstable();
+        memcached.udp.sort_unstable();
+        Some(memcached)
+    }
+
+    /// Whoever listens at an address.
+    fn at(at: SocketAddr, sockets: &Sockets) -> Self {
+        Self {
+            process: None,
+            arguments: Vec::new(),
+            tcp: vec![at],
+            udp: sockets.udp.values().filter(|udp| **udp == at).copied().collect(),
+            unix: Vec::new(),
+            heard: Heard::Nobody,
+            counters: BTreeMap::new(),
+        }
+    }
+
+    fn is_reachable(&self) -> bool {
+        !(self.tcp.is_empty() && self.udp.is_empty() && self.unix.is_empty())
+    }
+
+    /// Where to ask it; None if it has no network.
+    fn address(&self) -> Option<SocketAddr> {
+        let mut at = *self.tcp.first().or(self.udp.first())?;
+        if at.ip().is_unspecified() {
+            let loopback: IpAddr = match at.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            at.set_ip(loopback);
+        }
+        Some(at)
+    }
+
+    fn name(&self) -> String {
+        match (self.tcp.first().or(self.udp.first()), self.unix.first()) {
+            (Some(at), _) => format!("{NAME} {at}"),
+            (None, Some(path)) => format!("{NAME} {}", path.display()),
+            (None, None) => NAME.into(),
+        }
+    }
+
+    /// The ports that bmc has to watch for it.
+    fn ports(&self) -> Vec<u16> {
+        let ports: BTreeSet<_> = self.tcp.iter().chain(&self.udp).map(SocketAddr::port).collect();
+        ports.into_iter().collect()
+    }
+
+    fn setting(&self, name: &str) -> Option<&str> {
+        match &self.heard {
+            Heard::Stats(settings) => settings.get(name).map(String::as_str),
+            _ => None,
+        }
+    }
+
+    fn has_external_storage(&self) -> bool {
+        self.counters.keys().any(|name| name.starts_with("extstore_"))
+    }
+
+    /// What it is, and where that is from.
+    fn evidence(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(process) = self.process {
+            parts.push(format!("process {process}"));
+        }
+        parts.extend(self.counters.get("version").map(|version| format!("version {version}")));
+        parts.extend(self.setting("num_threads").map(|threads| format!("{threads} threads")));
+        let list = |name, addresses: &[SocketAddr]| {
+            let distinct: BTreeSet<_> = addresses.iter().collect();
+            let list: Vec<_> = distinct.into_iter().map(ToString::to_string).collect();
+            (!list.is_empty()).then(|| format!("{name} {}", list.join(" ")))
+        };
+        parts.extend(list("TCP", &self.tcp));
+        parts.extend(list("UDP", &self.udp));
+        parts.extend(self.unix.first().map(|path| format!("unix {}", path.display())));
+        parts.join(", ")
+    }
+
+    /// A command that starts it, with more arguments than it has.
+    fn restart(&self, program: &str, more: &str) -> String {
+        let arguments = self.arguments.iter().map(|argument| quoted(argument));
+        let words = [program.to_string()].into_iter().chain(arguments).chain([more.into()]);
+        words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn json(&self) -> Value {
+        let texts = |addresses: &[SocketAddr]| -> Vec<_> {
+            addresses.iter().map(ToString::to_string).collect()
+        };
+        let problems = self.heard.problems(&self.ports());
+        let is_on = |name| self.setting(name).map(|value| value == "yes");
+        let has = |problem| problems.contains(&problem);
+        json!({
+            "pid": self.process,
+            "version": self.counters.get("version"),
+            "tcp": texts(&self.tcp),
+            "udp": texts(&self.udp),
+            "unix": self.unix,
+            "threads": self.setting("num_threads").and_then(|n| n.parse::<u32>().ok()),
+            "tls": if has(Problem::Tls) { Some(true) } else { is_on("ssl_enabled") },
+            "proxy": if has(Problem::Proxy) { Some(true) } else { self.setting("tcpport").map(|_| false) },
+            "password": if has(Problem::Password) { Some(true) } else { self.setting("tcpport").map(|_| false) },
+            "external_storage": (!self.counters.is_empty()).then(|| self.has_external_storage()),
+            "servable": self.heard != Heard::Nobody
+                && problems.iter().all(|problem| *problem == Problem::NoTcp),
+        })
+    }
+}
+
+/// An argument as a shell takes it.
+fn quoted(argument: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    if !argument.is_empty() && argument.chars().all(is_plain) {
+        return argument.into();
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
+}
+
+/// UDP datagrams that were received in this network namespace, IPv4 and IPv6.
+fn datagrams() -> Option<u64> {
+    let v4 = Snmp::current().ok()?.udp_in_datagrams;
+    let v6 = Snmp6::current().map_or(0, |snmp| snmp.udp_in_datagrams);
+    Some(v4 + v6)
+}
