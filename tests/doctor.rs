@@ -1,0 +1,766 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! `bmc doctor` on real network namespaces, interfaces and memcacheds. Root only;
+//! what it says of a host that this one is not, is said of files that are mounted
+//! over the kernel's.
+
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+
+mod common;
+
+use std::fs;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::TcpListener;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+
+use bmc::instance::Dir;
+use bmc::kernel;
+use bmc::skel::BmcSkelBuilder;
+use bmc::system;
+use libbpf_rs::Xdp;
+use libbpf_rs::XdpFlags;
+use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::skel::SkelBuilder as _;
+use serde_json::Value;
+
+use common::Namespace;
+use common::Net;
+use common::PATIENCE;
+use common::Tcp;
+use common::Udp;
+use common::can_run;
+use common::eventually;
+use common::run;
+
+const BMC: &str = env!("CARGO_BIN_EXE_bmc");
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+
+/// What one run said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    json: Value,
+    errors: String,
+}
+
+impl Said {
+    fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json = serde_json::from_slice(&output.stdout);
+        let json = json.unwrap_or_else(|error| panic!("{error}: {errors}"));
+        Self { code: output.status.code(), json, errors }
+    }
+
+    fn findings(&self) -> &[Value] {
+        self.json["findings"].as_array().expect("a list")
+    }
+
+    /// The first finding that says this.
+    fn find(&self, what: &str) -> Option<&Value> {
+        let says = |finding: &&Value| text(finding, "what").contains(what);
+        self.findings().iter().find(says)
+    }
+
+    /// Checks a finding; returns its remedy, which is "" for none.
+    #[track_caller]
+    fn expect(&self, level: &str, about: &str, what: &str, remedy: &str) -> String {
+        let found = self.find(what).unwrap_or_else(|| panic!("no {what:?} in {:#}", self.json));
+        assert_eq!(text(found, "level"), level, "{found}");
+        assert!(text(found, "about").contains(about), "{found}");
+        assert_ne!(text(found, "evidence"), "", "{found}");
+        assert_eq!(found["remedy"].is_null(), level == "ok", "{found}");
+        let mends = found["remedy"].as_str().unwrap_or_default();
+        assert!(mends.contains(remedy), "{found}");
+        mends.into()
+    }
+
+    /// Checks that the exit code goes by the blockers.
+    #[track_caller]
+    fn assert_code(&self) {
+        let is_blocker = |finding: &&Value| finding["level"] == "blocker";
+        let blockers = self.findings().iter().filter(is_blocker).count();
+        let expected = if blockers == 0 { DONE } else { FAILED };
+        assert_eq!(self.code, Some(expected), "{self:?}");
+        assert_eq!(self.errors.contains("what mends"), blockers > 0, "{self:?}");
+    }
+}
+
+fn text<'a>(finding: &'a Value, name: &str) -> &'a str {
+    finding[name].as_str().unwrap_or_else(|| panic!("{name} is no text in {finding}"))
+}
+
+/// A network, with a doctor for its server.
+struct Bed {
+    net: Net,
+}
+
+impl Bed {
+    fn new(test: &str) -> Self {
+        Self { net: Net::new(test) }
+    }
+
+    fn command(&self, namespace: &Namespace, args: &[&str]) -> Command {
+        let mut command = namespace.command(BMC);
+        command.args(["--instance", self.net.instance()]).args(args);
+        command
+    }
+
+    #[track_caller]
+    fn doctor(&self, args: &[&str]) -> Said {
+        self.doctor_in(&self.net.server, args)
+    }
+
+    #[track_caller]
+    fn doctor_in(&self, namespace: &Namespace, args: &[&str]) -> Said {
+        let said = Said::of(&mut self.command(namespace, &[&["doctor", "--json"], args].concat()));
+        said.assert_code();
+        said
+    }
+
+    fn bmc(&self, args: &[&str]) -> Output {
+        self.command(&self.net.server, args).output().expect("bmc can be run")
+    }
+
+    fn sh(&self, script: &str) -> String {
+        run(self.net.server.command("sh").args(["-ec", script]))
+    }
+
+    /// Whether the kernel can make what this makes.
+    fn can(&self, script: &str) -> bool {
+        let output = self.net.server.command("sh").args(["-ec", script]).output();
+        let is_made = output.expect("a shell").status.success();
+        if !is_made {
+            let _ = writeln!(std::io::stderr(), "skipped in doctor: the kernel cannot {script}");
+        }
+        is_made
+    }
+
+    /// What is said of an interface; once its remedy was run, no longer.
+    #[track_caller]
+    fn mends(&self, name: &str, level: &str, what: &str, remedy: &str) {
+        let remedy = self.doctor(&[name]).expect(level, name, what, remedy);
+        self.sh(&remedy);
+        let said = self.doctor(&[name]);
+        assert!(said.find(what).is_none(), "{remedy} mends nothing: {said:?}");
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = self.bmc(&["detach"]);
+    }
+}
+
+/// A process in a namespace, killed on drop.
+struct Process(Child);
+
+impl Process {
+    fn start(namespace: &Namespace, command: &[&str]) -> Self {
+        let mut setpriv = namespace.command("setpriv");
+        setpriv.args(["--pdeathsig", "KILL"]).args(command).stdin(Stdio::null());
+        Self(setpriv.spawn().expect("setpriv can be run"))
+    }
+
+    /// A memcached as it is, with these arguments; waits until the doctor sees it.
+    fn memcached(bed: &Bed, args: &[&str]) -> Self {
+        let process = Self::start(&bed.net.server, &[&["memcached", "-u", "root"], args].concat());
+        let pid = process.0.id();
+        let sees = || {
+            let said = bed.doctor(&["eth0"]);
+            let list = said.json["memcacheds"].as_array().expect("a list").clone();
+            list.iter().any(|memcached| memcached["pid"] == pid)
+        };
+        assert!(eventually(PATIENCE, sees), "memcached {args:?} is not found");
+        process
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Neither matters for a child that has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_sound_server_has_no_blocker_and_stays_as_it_is() {
+    if !can_run("a_sound_server_has_no_blocker_and_stays_as_it_is") {
+        return;
+    }
+    let bed = Bed::new("doctor-sound");
+    let args = ["-p", "11211", "-U", "11211", "-t", "1"];
+    let _memcached = Process::memcached(&bed, &args);
+    let state = || {
+        bed.sh("ip -d link; ip -s -s address | grep -v -A1 'RX:\\|TX:' | wc -l; tc qdisc; cat /proc/mounts")
+    };
+    let before = state();
+    let said = bed.doctor(&["eth0"]);
+    assert_eq!(said.code, Some(DONE), "{said:?}");
+    assert_eq!(said.errors, "");
+    for (about, what) in [
+        ("host", "the kernel is new enough"),
+        ("host", "may load and attach BPF programs"),
+        ("host", "bpffs is mounted"),
+        ("host", "has the 256M that bmc attach locks"),
+        ("host", "the kernel takes bmc's programs"),
+        ("host", "the kernel tells when memcached is gone"),
+        ("eth0", "is up"),
+        ("eth0", "its driver has native XDP"),
+        ("lo", "will be watched for writes"),
+        ("memcached 0.0.0.0:11211", "bmc can serve it"),
+    ] {
+        said.expect("ok", about, what, "");
+    }
+    let tc = "bmc attach eth0 --mode tc";
+    said.expect("warning", "eth0", "its peer may drop what XDP sends", tc);
+    said.expect("note", "memcached", "was not asked for anything yet", "bmc bench");
+    assert_eq!(said.json["version"], env!("CARGO_PKG_VERSION"));
+    let eth0 = &said.json["interfaces"][0];
+    for (name, value) in [
+        ("name", Value::from("eth0")),
+        ("up", true.into()),
+        ("carrier", true.into()),
+        ("mtu", 1500.into()),
+        ("driver", "veth".into()),
+        ("kind", "veth".into()),
+        ("lro", false.into()),
+        ("xdp_programs", Value::Array(Vec::new())),
+        ("tc_programs", Value::Array(Vec::new())),
+        ("attached", Value::Null),
+    ] {
+        assert_eq!(eth0[name], value, "{name}");
+    }
+    assert_eq!(eth0["xdp_features"][0], "basic");
+    let memcached = &said.json["memcacheds"][0];
+    for (name, value) in [
+        ("threads", Value::from(1)),
+        ("tls", false.into()),
+        ("password", false.into()),
+        ("external_storage", false.into()),
+        ("servable", true.into()),
+        ("unix", Value::Array(Vec::new())),
+        ("udp", vec!["0.0.0.0:11211", "[::]:11211"].into()),
+    ] {
+        assert_eq!(memcached[name], value, "{name}");
+    }
+    assert!(memcached["version"].as_str().is_some_and(|v| v.contains('.')), "{memcached}");
+    assert_eq!(state(), before);
+    assert!(!Path::new("/sys/fs/bpf/bmc").join(bed.net.instance()).exists());
+    // Without names, it is about the same.
+    let all = bed.doctor(&[]);
+    assert_eq!(all.json["interfaces"].as_array().map(Vec::len), Some(1));
+    assert_eq!(all.json["interfaces"][0]["name"], "eth0");
+}
+
+#[test]
+fn what_is_wrong_with_an_interface_is_mended_by_its_remedy() {
+    if !can_run("what_is_wrong_with_an_interface_is_mended_by_its_remedy") {
+        return;
+    }
+    let bed = Bed::new("doctor-interface");
+    bed.sh("ip link add v0 type veth peer name v1; ip link set v1 up; ethtool -K v1 gro on");
+    bed.mends("v0", "warning", "is down", "ip link set dev v0 up");
+    bed.sh("ip link set v1 down");
+    bed.doctor(&["v0"]).expect("warning", "v0", "has no carrier", "ip link show dev v0");
+    bed.sh("ip link set v1 up");
+
+    bed.doctor(&["v0"]).expect("ok", "v0", "its peer v1 takes what XDP sends", "");
+    bed.sh("ethtool -K v1 gro off");
+    let drops = "its peer v1 drops what XDP sends";
+    let said = bed.doctor(&["v0"]);
+    let remedy = said.expect("warning", "v0", drops, "ethtool -K v1 gro on");
+    bed.sh(remedy.rsplit(" or ").next().expect("the other remedy"));
+    assert!(bed.doctor(&["v0"]).find(drops).is_none());
+
+    bed.sh("ip link set dev v0 mtu 9000");
+    bed.mends("v0", "warning", "may not fit into a page", "ip link set dev v0 mtu 3498");
+
+    let queues = "has fewer queues than it could";
+    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+        bed.mends("v0", "note", queues, "ethtool -L v0 rx");
+    }
+    bed.doctor(&["v0"]).expect("ok", "v0", "has the queues that it can have", "");
+}
+
+#[test]
+fn what_an_interface_is_a_part_of_is_told() {
+    if !can_run("what_an_interface_is_a_part_of_is_told") {
+        return;
+    }
+    let bed = Bed::new("doctor-part");
+    bed.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
+    bed.sh("ip link add br0 type bridge; ip link set v0 master br0; ip link set br0 up");
+    let said = bed.doctor(&["v0"]);
+    said.expect("note", "v0", "is part of the bridge br0", "bmc attach br0 ");
+    assert_eq!(said.json["interfaces"][0]["master"], "br0");
+    let said = bed.doctor(&["br0"]);
+    said.expect("note", "br0", "is made of v0", "bmc attach br0 ");
+    said.expect("note", "br0", "its driver has no native XDP", "--mode tc");
+    let said = bed.doctor(&["br0", "v0"]);
+    said.expect(
+        "warning",
+        "v0",
+        "is part of the bridge br0, which is named too",
+        "bmc attach br0 ",
+    );
+    // Nobody has named both.
+    let said = bed.doctor(&[]);
+    assert_eq!(said.json["interfaces"].as_array().map(Vec::len), Some(4));
+    assert!(said.find("which is named too").is_none(), "{said:?}");
+
+    bed.sh("ip link set v0 nomaster");
+    if bed.can("ip link add m0 link v0 type macvlan; ip link set m0 up") {
+        let said = bed.doctor(&["m0"]);
+        said.expect("note", "m0", "is a macvlan on v0", "bmc attach v0 ");
+        assert_eq!(said.json["interfaces"][0]["lower"], "v0");
+    }
+    if bed.can("ip link add v0.5 link v0 type vlan id 5; ip link set v0.5 up") {
+        bed.doctor(&["v0.5"]).expect("note", "v0.5", "is a vlan on v0", "bmc attach v0 ");
+    }
+    if bed.can("ip link add bond0 type bond; ip link set v0 down; ip link set v0 master bond0") {
+        bed.sh("ip link set bond0 up");
+        bed.doctor(&["v0"]).expect("note", "v0", "is part of the bond bond0", "bmc attach bond0 ");
+        bed.doctor(&["bond0"]).expect("note", "bond0", "is made of v0", "bmc attach bond0 ");
+    }
+}
+
+#[test]
+fn an_interface_that_is_not_there_blocks() {
+    if !can_run("an_interface_that_is_not_there_blocks") {
+        return;
+    }
+    let bed = Bed::new("doctor-missing");
+    let said = bed.doctor(&["eth7"]);
+    said.expect("blocker", "eth7", "no such interface", "ip link");
+    assert_eq!(said.find("no such").expect("found")["evidence"], "there are: eth0");
+    assert_eq!(said.code, Some(FAILED));
+    bed.sh("ip link set eth0 down");
+    let none = "there is no network interface that is up but lo";
+    bed.doctor(&[]).expect("warning", "interfaces", none, "ip link set dev");
+    bed.sh("ip link delete eth0");
+    bed.doctor(&["eth7"]).expect("blocker", "eth7", "no such interface", "nsenter");
+}
+
+#[test]
+fn programs_of_others_are_named() {
+    if !can_run("programs_of_others_are_named") {
+        return;
+    }
+    let bed = Bed::new("doctor-foreign");
+    let conflict = "already has the XDP program bmc_rx (id ";
+    // The client's is held by a link.
+    let said = bed.doctor_in(&bed.net.client, &["eth0"]);
+    let remedy = said.expect("blocker", "eth0", conflict, "bpftool link detach id ");
+    run(bed.net.client.command("sh").args(["-ec", &remedy]));
+    assert!(bed.doctor_in(&bed.net.client, &["eth0"]).find(conflict).is_none());
+
+    let links = bed.net.server.within(|| {
+        let mut object = MaybeUninit::uninit();
+        let skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
+        let skel = skel.load().expect("the programs load");
+        let index = system::index_of("eth0").expect("there is one");
+        let xdp = Xdp::new(skel.progs.bmc_rx.as_fd());
+        xdp.attach(index, XdpFlags::DRV_MODE).expect("a veth has XDP");
+        [kernel::LinkType::TcxIngress, kernel::LinkType::TcxEgress].map(|side| {
+            let link = kernel::link_create(skel.progs.bmc_rx_tc.as_fd(), index, side);
+            link.expect("the kernel has tcx")
+        })
+    });
+    let said = bed.doctor(&["eth0"]);
+    let tcx = "has the tcx bmc_rx_tc (id ";
+    said.expect("note", "eth0", tcx, "bpftool net show dev eth0");
+    let sides: Vec<_> =
+        said.json["interfaces"][0]["tc_programs"].as_array().expect("a list").clone();
+    let sides: Vec<_> = sides.iter().map(|program| &program["side"]).collect();
+    assert_eq!(sides, ["ingress", "egress"]);
+    assert_eq!(said.json["interfaces"][0]["xdp_programs"][0]["name"], "bmc_rx");
+    // What is said of both is so.
+    let failed = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
+    assert_eq!(failed.status.code(), Some(FAILED));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains(conflict));
+    bed.mends("eth0", "blocker", conflict, "ip link set dev eth0 xdp off");
+    drop(links);
+    if bed.can("tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress matchall action ok") {
+        let matchall = "has the filter matchall at egress";
+        bed.doctor(&["eth0"]).expect("note", "eth0", matchall, "bpftool net show dev eth0");
+    }
+}
+
+#[test]
+fn instances_of_bmc_are_known() {
+    if !can_run("instances_of_bmc_are_known") {
+        return;
+    }
+    let bed = Bed::new("doctor-instance");
+    let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
+    assert!(attach.status.success(), "{}", String::from_utf8_lossy(&attach.stderr));
+    let said = bed.doctor(&["eth0"]);
+    said.expect("ok", "eth0", "bmc is attached (native)", "");
+    assert_eq!(said.json["interfaces"][0]["attached"], "native");
+    assert_eq!(said.json["interfaces"][0]["tc_programs"], Value::Array(Vec::new()));
+    assert!(said.find("already has").is_none(), "{said:?}");
+
+    // To another instance it is in the way.
+    let mut other = bed.net.server.command(BMC);
+    let other = Said::of(other.args(["--instance", "other", "doctor", "eth0", "--json"]));
+    let has = format!("already has bmc's instance {}", bed.net.instance());
+    let remedy = other.expect("blocker", "eth0", &has, "detach eth0");
+    assert!(remedy.starts_with(&format!("bmc --instance {} ", bed.net.instance())), "{remedy}");
+    // And from another namespace it cannot be changed.
+    let said = bed.doctor_in(&bed.net.client, &["eth0"]);
+    said.expect("blocker", "interfaces", "is attached in another network namespace", "detach");
+
+    let dir = Dir::of(bed.net.instance());
+    let hook = dir.hooks().expect("pins").into_iter().find(|hook| hook.iface == "eth0");
+    let (link, _) = hook.expect("it is attached").link(&dir.links()).expect("a link");
+    kernel::link_detach(link.as_fd()).expect("it can be detached");
+    let incomplete = "bmc is attached, but incomplete";
+    bed.doctor(&["eth0"]).expect("warning", "eth0", incomplete, "bmc attach eth0 --replace");
+}
+
+/// Runs the doctor where a file of the kernel's reads otherwise.
+fn with_file(bed: &Bed, path: &str, content: &str) -> Said {
+    let file =
+        std::env::temp_dir().join(format!("{}-{}", bed.net.instance(), path.replace('/', "-")));
+    fs::write(&file, content).expect("a file");
+    let script = format!("mount --bind {} {path}; exec \"$@\"", file.display());
+    let said = in_mounts(None, &script);
+    fs::remove_file(file).expect("our file");
+    said
+}
+
+/// Runs the doctor in a mount namespace of its own, after a script.
+fn in_mounts(namespace: Option<&Namespace>, script: &str) -> Said {
+    let mut command = match namespace {
+        Some(namespace) => namespace.command("unshare"),
+        None => Command::new("unshare"),
+    };
+    command.args(["--mount", "--", "sh", "-ec", script, "sh", BMC, "doctor", "--json"]);
+    let said = Said::of(&mut command);
+    said.assert_code();
+    said
+}
+
+#[test]
+fn what_is_wrong_with_the_host_is_found() {
+    if !can_run("what_is_wrong_with_the_host_is_found") {
+        return;
+    }
+    let bed = Bed::new("doctor-host");
+    let says = |path: &str, content: &str, level: &str, what: &str, remedy: &str| {
+        with_file(&bed, path, content).expect(level, "host", what, remedy);
+    };
+    says("/proc/sys/kernel/osrelease", "5.10.0\n", "blocker", "older than Linux 6.1", "6.1");
+    says("/proc/sys/kernel/osrelease", "6.1.0\n", "ok", "bmc uses clsact", "");
+    let jit = "/proc/sys/net/core/bpf_jit_enable";
+    let remedy = "sysctl -w net.core.bpf_jit_enable=1";
+    says(jit, "0\n", "blocker", "BPF programs are not compiled", remedy);
+    says(jit, "1\n", "ok", "BPF programs are compiled", "");
+    let meminfo = "MemTotal: 200000 kB\nMemAvailable: 131072 kB\n";
+    says(
+        "/proc/meminfo",
+        meminfo,
+        "blocker",
+        "there is too little memory",
+        "bmc attach --memory 60M",
+    );
+    says(
+        "/sys/kernel/btf/vmlinux",
+        "",
+        "warning",
+        "does not tell when memcached is gone",
+        "bmc flush",
+    );
+    for (lockdown, level) in [
+        ("none integrity [confidentiality]", "blocker"),
+        ("none [integrity] confidentiality", "ok"),
+    ] {
+        let script = format!(
+            "mount -t tmpfs none /sys/kernel/security; echo {lockdown:?} > \
+             /sys/kernel/security/lockdown; exec \"$@\""
+        );
+        in_mounts(None, &script).expect(level, "host", "locked down", "");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_bpffs_is_found() {
+    if !can_run("what_is_wrong_with_bpffs_is_found") {
+        return;
+    }
+    let gone = "while mountpoint -q /sys/fs/bpf; do umount /sys/fs/bpf; done";
+    in_mounts(None, &format!("{gone}; exec \"$@\"")).expect(
+        "blocker",
+        "host",
+        "has no bpf file system here",
+        "nsenter --net=",
+    );
+    in_mounts(None, "mount -t tmpfs none /sys/fs/bpf; exec \"$@\"").expect(
+        "blocker",
+        "host",
+        "something else is mounted where bpffs belongs",
+        "umount /sys/fs/bpf",
+    );
+    in_mounts(None, "umount -R /sys; exec \"$@\"").expect(
+        "blocker",
+        "host",
+        "there is no place for bpffs",
+        "mount -t sysfs",
+    );
+    // Where process 1 is in the same mount namespace, it is fine.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--mount-proc", "--", "sh", "-ec"]);
+    let script = format!("{gone}; \"$@\"; echo done >&2");
+    let said = Said::of(command.args([&script, "sh", BMC, "doctor", "--json"]));
+    said.expect("note", "host", "bpffs is not mounted", "mount -t bpf bpf /sys/fs/bpf");
+}
+
+/// A copy of bmc that anybody may run.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn new() -> Self {
+        let dir = std::env::temp_dir().join(format!("bmc-doctor-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let copy = Self(dir.join("bmc"));
+        fs::copy(BMC, &copy.0).expect("a copy of bmc");
+        for path in [&dir, &copy.0] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("our own");
+        }
+        copy
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0.parent().expect("it is in a directory"));
+    }
+}
+
+#[test]
+fn without_root_it_says_what_it_could_not_see() {
+    if !can_run("without_root_it_says_what_it_could_not_see") {
+        return;
+    }
+    let bed = Bed::new("doctor-nobody");
+    let memcached = Process::memcached(&bed, &["-p", "11211", "-U", "11211"]);
+    let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
+    assert!(attach.status.success(), "{}", String::from_utf8_lossy(&attach.stderr));
+    let copy = Copy::new();
+    let mut command = bed.net.server.command("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy.0);
+    let said = Said::of(command.args(["doctor", "eth0", "--json"]).current_dir("/"));
+    said.assert_code();
+    let missing = "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON missing";
+    said.expect("blocker", "host", missing, "sudo bmc doctor");
+    said.expect("note", "host", "cannot see whether BPF programs are compiled", "sysctl");
+    said.expect("note", "eth0", "cannot see what is attached as tc, or by bmc", "sudo bmc");
+    said.expect("note", "eth0", "which may be another's", "sudo bmc doctor eth0");
+    said.expect("ok", "eth0", "its driver has native XDP", "");
+    let hidden = format!("cannot see what process {} listens on", memcached.0.id());
+    said.expect("note", "memcached", &hidden, "sudo bmc doctor");
+    // Its port is known all the same.
+    said.expect("ok", "memcached 0.0.0.0:11211", "bmc can serve it", "");
+
+    // Root of a container's own: the capabilities are there, and of no use.
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--"]).arg(&copy.0).args(["doctor", "--json"]);
+    let said = Said::of(&mut command);
+    said.expect("blocker", "host", "the kernel refuses bmc's programs", "bmc -v attach");
+}
+
+#[test]
+fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
+    if !can_run("doctor_and_attach_are_of_one_mind_about_a_memcached") {
+        return;
+    }
+    let bed = Bed::new("doctor-mind");
+    let file = |name: &str| std::env::temp_dir().join(format!("{}-{name}", bed.net.instance()));
+    let [users, storage] = ["users", "storage"].map(file);
+    fs::write(&users, "user:password\n").expect("a file for users");
+    let external = format!("ext_path={}:64m", storage.display());
+    let users_path = users.to_string_lossy();
+    let tls = concat!(
+        "ssl_chain_cert=",
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/tls/cert.pem,ssl_key=",
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/tls/key.pem"
+    );
+    let on = ["-p", "11211", "-U", "11211"];
+    let off = ["-p", "11211", "-U", "0"];
+    let no_udp = "does not listen on UDP";
+    let cases: [(&[&str], &[&str], &str, &str, &str); 9] = [
+        (&on, &[], "ok", "bmc can serve it", ""),
+        (&on, &["-B", "binary"], "ok", "bmc can serve it", ""),
+        (&off, &[], "warning", no_udp, "memcached -u root -p 11211 -U 0 -U 11211"),
+        (&off, &["-B", "binary"], "warning", no_udp, "-U 11211"),
+        (&off, &["-o", &external], "warning", no_udp, "without external storage"),
+        (&off, &["-Y", &users_path], "warning", "wants a password", "without the password"),
+        (&on, &["-Z", "-o", tls], "blocker", "uses TLS", "turn TLS off"),
+        (&on, &["-l", "notls:0.0.0.0", "-Z", "-o", tls], "blocker", "uses TLS", "turn TLS off"),
+        (&["-p", "0", "-U", "11211"], &[], "warning", "has no TCP port", "run bmc flush"),
+    ];
+    for (ports, args, level, what, remedy) in cases {
+        let _memcached = Process::memcached(&bed, &[ports, args].concat());
+        let said = bed.doctor(&["eth0"]);
+        said.expect(level, "memcached 0.0.0.0:11211", what, remedy);
+        let is_of_use = level == "ok" || what == "has no TCP port";
+        assert_eq!(said.json["memcacheds"][0]["servable"], is_of_use, "{args:?}");
+        let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
+        let errors = String::from_utf8_lossy(&attach.stderr);
+        let code = if level == "blocker" { FAILED } else { DONE };
+        assert_eq!(attach.status.code(), Some(code), "{args:?}: {errors}");
+        match said.findings().iter().find(|f| f["level"] == level && text(f, "what").contains(what))
+        {
+            Some(finding) if level != "ok" => {
+                assert!(errors.contains(text(finding, "what")), "{errors}");
+            }
+            _ => assert_eq!(errors, "", "{args:?}"),
+        }
+        bed.bmc(&["detach"]);
+    }
+    for file in [users, storage] {
+        fs::remove_file(file).expect("our file");
+    }
+
+    // Whoever listens on its port is taken for one, and may not be.
+    let listener = bed.net.server.within(|| TcpListener::bind(("0.0.0.0", 11211)));
+    let said = bed.doctor(&["eth0"]);
+    said.expect("warning", "memcached 0.0.0.0:11211", "does not tell its settings", "TLS");
+    drop(listener);
+    let none = "no memcached listens here";
+    bed.doctor(&["eth0"]).expect("warning", "memcached", none, "bmc memcached -U 11211");
+}
+
+#[test]
+fn a_memcached_of_less_use_is_told_what_would_make_it_more() {
+    if !can_run("a_memcached_of_less_use_is_told_what_would_make_it_more") {
+        return;
+    }
+    let bed = Bed::new("doctor-use");
+    let path = std::env::temp_dir().join(format!("{}.sock", bed.net.instance()));
+    let path = path.to_string_lossy();
+    {
+        let _memcached = Process::memcached(&bed, &["-s", &path]);
+        let said = bed.doctor(&["eth0"]);
+        said.expect("warning", &path, "listens on a unix socket only", "instead of -s");
+        assert_eq!(said.json["memcacheds"][0]["unix"][0], *path);
+        assert_eq!(said.json["memcacheds"][0]["servable"], false);
+    }
+    let _ = fs::remove_file(&*path);
+    {
+        let args = ["-p", "11300", "-U", "11301", "-l", "127.0.0.1", "-t", "2"];
+        let _memcached = Process::memcached(&bed, &args);
+        let said = bed.doctor(&["eth0"]);
+        said.expect("ok", "memcached 127.0.0.1:11300", "bmc can serve it", "");
+        said.expect("warning", "memcached", "listens on the loopback only", "start it with -l");
+        let ports = "bmc attach IFACE --port 11300,11301";
+        said.expect("note", "memcached", "has other ports than bmc attach watches", ports);
+        let shared = "its 2 threads share one UDP socket";
+        let remedy = said.expect("note", "memcached", shared, "bmc memcached -- ");
+        drop(_memcached);
+        // As it is told to.
+        let remedy = remedy.replacen("bmc", BMC, 1);
+        let command: Vec<_> = remedy.split(' ').collect();
+        let _process = Process::start(&bed.net.server, &command);
+        let serves = || bed.doctor(&["eth0"]).find("bmc can serve it").is_some();
+        assert!(eventually(PATIENCE, serves));
+        let said = bed.doctor(&["eth0"]);
+        assert!(said.find("share one UDP socket").is_none(), "{said:?}");
+        assert_eq!(said.json["memcacheds"][0]["udp"].as_array().map(Vec::len), Some(2));
+    }
+    // One of another namespace is not ours.
+    let elsewhere = Process::start(&bed.net.client, &["memcached", "-u", "root"]);
+    let pid = elsewhere.0.id();
+    let what = format!("process {pid} is in another network namespace");
+    let is_told = || bed.doctor(&["eth0"]).find(&what).is_some();
+    assert!(eventually(PATIENCE, is_told));
+    let remedy = bed.doctor(&["eth0"]).expect("note", "memcached", &what, "nsenter --net=/proc/");
+    let remedy = remedy.replace("bmc doctor", &format!("{BMC} doctor --json"));
+    let there = Said::of(Command::new("sh").args(["-c", &remedy]));
+    there.expect("warning", "memcached", "does not listen on UDP", "-U 11211");
+}
+
+#[test]
+fn what_bmc_would_gain_is_told_by_what_memcached_counts() {
+    if !can_run("what_bmc_would_gain_is_told_by_what_memcached_counts") {
+        return;
+    }
+    let bed = Bed::new("doctor-gain");
+    let _memcached = Process::memcached(&bed, &["-p", "11211", "-U", "11211"]);
+    let nothing = "was not asked for anything yet";
+    bed.doctor(&["eth0"]).expect("note", "memcached", nothing, "bmc bench");
+    let server = IpAddr::V4(Ipv4Addr::new(10, 11, 12, 1));
+    let mut tcp = Tcp::connect(&bed.net.client, server);
+    tcp.set("key", 0, b"value");
+    for key in ["key", "key", "key", "none"] {
+        tcp.get(key);
+    }
+    let only = "is asked over TCP only";
+    bed.doctor(&["eth0"]).expect("warning", "memcached", only, "GETs over UDP");
+    Udp::connect(&bed.net.client, server).get("none");
+    let said = bed.doctor(&["eth0"]);
+    assert!(said.find(only).is_none(), "{said:?}");
+    let found = "found 60 % of 5 keys that it was asked for";
+    said.expect("note", "memcached", found, "bmc bench");
+    let evidence = text(said.find(found).expect("found"), "evidence");
+    assert_eq!(evidence, "stats: cmd_get 5, get_hits 3, cmd_set 1");
+}
+
+#[test]
+fn its_lines_fit_a_terminal_and_are_coloured_there_alone() {
+    if !can_run("its_lines_fit_a_terminal_and_are_coloured_there_alone") {
+        return;
+    }
+    let bed = Bed::new("doctor-terminal");
+    let _memcached = Process::memcached(&bed, &["-p", "11211", "-U", "0"]);
+    let doctor = [BMC, "--instance", bed.net.instance(), "doctor", "eth0"];
+    let plain = bed.bmc(&["doctor", "eth0"]);
+    assert_eq!(plain.status.code(), Some(DONE));
+    let plain = String::from_utf8_lossy(&plain.stdout).into_owned();
+    assert!(!plain.contains('\x1b'), "{plain:?}");
+    assert!(plain.lines().any(|line| line.starts_with("ok       host")), "{plain}");
+    let warnings = plain.lines().filter(|line| line.starts_with("warning  ")).count();
+    let remedies = plain.lines().filter(|line| line.trim_start().starts_with("-> ")).count();
+    assert!(warnings >= 2 && remedies >= warnings, "{plain}");
+    assert!(plain.lines().any(|line| line.starts_with("0 blockers, ")), "{plain}");
+
+    let script = format!("stty cols 60; {}", doctor.join(" "));
+    let on_terminal = |no_colour: bool| {
+        let mut command = bed.net.server.command("script");
+        if no_colour {
+            command.env("NO_COLOR", "1");
+        }
+        command.args(["-q", "-e", "-c", &script, "/dev/null"]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("script can be run");
+        let mut text = String::new();
+        child.stdout.take().expect("piped").read_to_string(&mut text).expect("text");
+        assert_eq!(child.wait().expect("our child").code(), Some(DONE), "{text}");
+        text
+    };
+    let coloured = on_terminal(false);
+    assert!(coloured.contains("\x1b[33mwarning  \x1b[0meth0"), "{coloured:?}");
+    let text = on_terminal(true);
+    assert!(!text.contains('\x1b'), "{text:?}");
+    for line in text.lines() {
+        let words = line.split_whitespace().count();
+        assert!(line.chars().count() <= 60 || words == 1, "{line:?}");
+    }
+    let words = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+    assert_eq!(words(&text), words(&plain), "broken, but whole");
+}
