@@ -238,7 +238,8 @@ pub struct Xdp {
 impl Xdp {
     /// The bit of `features` for native XDP that passes, drops and sends back.
     pub const BASIC: u64 = 1 << 0;
-    /// The bit for taking frames that the XDP of others sends here.
+    /// The bit for sending frames that come from XDP; of a veth, for its peer
+    /// taking them.
     pub const TRANSMIT: u64 = 1 << 2;
 }
 

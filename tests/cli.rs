@@ -52,6 +52,7 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
             "stats",
             "entries",
             "bench",
+            "doctor",
             "memcached",
             "Exit codes:",
         ] {
@@ -70,6 +71,7 @@ fn every_command_has_help_that_fits_a_terminal() {
         "stats",
         "entries",
         "bench",
+        "doctor",
         "memcached",
         "completions",
         "man",
@@ -123,6 +125,8 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         (&["bench", "--seconds", "soon"], "not a number of seconds"),
         (&["bench", "--memory", "1M"], "not within 16M and 128G"),
         (&["bench", "eth0"], "unexpected argument"),
+        (&["doctor", "lo"], "watched anyway"),
+        (&["doctor", "eth0", "--fix"], "unexpected argument"),
         (&["completions", "tcsh"], "possible values"),
     ] {
         assert_usage(args, message);
@@ -172,7 +176,7 @@ fn what_is_not_attached_exits_with_3() {
 #[test]
 fn nouns_create_nothing() {
     let instance = format!("none-{}-nouns", std::process::id());
-    for noun in ["status", "stats", "entries"] {
+    for noun in ["status", "stats", "entries", "doctor"] {
         bmc(&["--instance", &instance, noun]);
         assert!(!Path::new("/sys/fs/bpf/bmc").join(&instance).exists(), "{noun}");
     }
@@ -224,7 +228,9 @@ fn the_manual_page_covers_every_command_and_is_clean_roff() {
     assert_eq!(output.status.code(), Some(DONE));
     let page = stdout(&output);
     assert!(page.contains(".TH bmc 1"), "{page}");
-    for command in ["attach", "detach", "flush", "status", "stats", "entries", "bench"] {
+    let commands =
+        ["attach", "detach", "flush", "status", "stats", "entries", "bench", "doctor", "memcached"];
+    for command in commands {
         assert!(page.contains(&format!("bmc {command}")), "{command}");
     }
     assert!(page.contains("EXIT STATUS"));
@@ -237,6 +243,7 @@ fn completions_know_the_commands() {
         let output = bmc(&["completions", shell]);
         assert_eq!(output.status.code(), Some(DONE), "{shell}");
         assert!(stdout(&output).contains("attach"), "{shell}");
+        assert!(stdout(&output).contains("doctor"), "{shell}");
         assert!(stdout(&output).contains("unknown-ttl"), "{shell}");
     }
 }

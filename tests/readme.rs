@@ -57,14 +57,24 @@ fn names_only_options_that_exist() {
 
 #[test]
 fn explains_messages_that_the_tool_prints() {
-    let sources: String =
-        ["attach", "hook", "instance", "memcached", "message", "system", "workers"]
-            .map(|name| read(&format!("src/{name}.rs")))
-            .concat()
-            // Long messages are broken over lines.
-            .split("\\\n")
-            .map(str::trim_start)
-            .collect();
+    let sources: String = [
+        "attach",
+        "doctor/host",
+        "doctor/interface",
+        "doctor/memcached",
+        "hook",
+        "instance",
+        "memcached",
+        "message",
+        "system",
+        "workers",
+    ]
+    .map(|name| read(&format!("src/{name}.rs")))
+    .concat()
+    // Long messages are broken over lines.
+    .split("\\\n")
+    .map(str::trim_start)
+    .collect();
     let readme = read("README.md");
     let table = readme.split("## Troubleshooting").nth(1).expect("has the section");
     let table = table.split("## ").next().expect("has an end");

@@ -66,8 +66,8 @@ struct Interface {
     members: Vec<String>,
     /// What lies on it: VLANs and macvlans.
     uppers: Vec<(String, String)>,
-    /// What it lies on, or its peer, and that one's XDP.
-    lower: Option<(String, Option<Xdp>)>,
+    /// What it lies on, or its peer.
+    lower: Option<String>,
     xdp: Option<Xdp>,
     /// Whether the kernel tells what the driver can.
     tells_features: bool,
@@ -195,7 +195,7 @@ impl Interface {
                 .map(|name| (name.clone(), named.contains(&name) && named.contains(&link.name))),
             members: members.map(|l| l.name.clone()).collect(),
             uppers: uppers.filter_map(|l| Some((l.name.clone(), l.kind.clone()?))).collect(),
-            lower: link.lower.and_then(|index| Some((name_of(index)?, kernel::xdp(index).ok()))),
+            lower: link.lower.and_then(name_of),
             xdp: kernel::xdp(link.index).ok(),
             tells_features: host::tells_xdp_features(),
             offloads: netlink::offloads(link.index).ok(),
@@ -296,7 +296,7 @@ impl Interface {
                     self.driver.as_deref().unwrap_or("it")
                 ),
                 match &self.lower {
-                    Some((lower, _)) if self.link.kind.as_deref() != Some("veth") => {
+                    Some(lower) if self.link.kind.as_deref() != Some("veth") => {
                         format!("bmc attach {lower}   # which it lies on")
                     }
                     _ => format!("bmc attach {name} --mode tc   # is what --mode auto comes to"),
@@ -345,32 +345,30 @@ impl Interface {
         }
     }
 
-    /// A veth drops what XDP sends it unless it has XDP or GRO itself.
+    /// A veth's peer drops what XDP sends it unless it has XDP or GRO itself.
     fn judge_veth(&self, findings: &mut Findings) {
         if self.link.kind.as_deref() != Some("veth") {
             return;
         }
         let name = &self.link.name;
-        let remedy = format!("bmc attach {name} --mode tc   # or ethtool -K PEER gro on");
-        match &self.lower {
-            Some((peer, Some(xdp))) if xdp.features & Xdp::TRANSMIT != 0 => {
-                findings.ok(
-                    format!("its peer {peer} takes what XDP sends"),
-                    format!("netdev xdp-features of {peer}: ndo-xmit"),
-                );
-            }
-            Some((peer, Some(_))) if self.tells_features => findings.add(
+        let remedy =
+            format!("bmc attach {name} --mode tc   # or, at its peer: ethtool -K PEER gro on");
+        if !self.tells_features {
+            findings.add(
                 Level::Warning,
-                format!("its peer {peer} drops what XDP sends: clients behind it get no replies"),
-                format!("netdev xdp-features of {peer}: no ndo-xmit"),
-                remedy.replace("PEER", peer),
-            ),
-            _ => findings.add(
-                Level::Warning,
-                "its peer may drop what XDP sends, which cannot be seen from here",
-                "rtnetlink: a veth whose peer is in another network namespace",
+                "is a veth: its peer may drop what XDP sends, and Linux tells from 6.3 on only",
+                "rtnetlink: a veth",
                 remedy,
-            ),
+            );
+        } else if self.has_feature(Xdp::TRANSMIT) {
+            findings.ok("its peer takes what XDP sends", "netdev xdp-features: ndo-xmit");
+        } else {
+            findings.add(
+                Level::Blocker,
+                "its peer drops what XDP sends: clients would get no replies",
+                "netdev xdp-features: no ndo-xmit, of a veth",
+                remedy,
+            );
         }
     }
 
@@ -388,8 +386,8 @@ impl Interface {
                 format!("ethtool -L {name} rx {} tx {}", wanted(rx_max), wanted(tx_max))
             };
             let what = format!(
-                "has fewer queues than it could, for {cpus} CPUs: a CPU without one \
-                                answers nothing, or waits for another's"
+                "has fewer queues than it could have for {cpus} CPUs: bmc answers on as many CPUs \
+                 as queues receive"
             );
             findings.add(Level::Note, what, evidence, remedy);
         } else {
@@ -438,7 +436,7 @@ impl Interface {
                 format!("bmc attach {name}   # without {}", self.members.join(" ")),
             );
         }
-        if let (Some((lower, _)), true) = (&self.lower, kind != "veth" && !kind.is_empty()) {
+        if let (Some(lower), true) = (&self.lower, kind != "veth" && !kind.is_empty()) {
             findings.add(
                 Level::Note,
                 format!("is a {kind} on {lower}: attach to one of the two, but not to both"),
@@ -530,7 +528,7 @@ impl Interface {
             "kind": self.link.kind,
             "master": self.master.as_ref().map(|(name, _)| name),
             "members": self.members,
-            "lower": self.lower.as_ref().map(|(name, _)| name),
+            "lower": self.lower,
             "xdp_features": (self.tells_features && self.xdp.is_some()).then(|| self.features()),
             "xdp_programs": self.xdp.as_ref().map(|xdp| xdp.programs.iter().map(program).collect::<Vec<_>>()),
             "tc_programs": self.foreign.as_ref().map(|foreign| foreign.iter().map(|f| json!({
@@ -585,4 +583,109 @@ fn foreign(ifindex: i32, ours: &BTreeSet<u32>) -> Option<Vec<Foreign>> {
         }
     }
     Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Interface {
+        Interface {
+            link: Link {
+                name: "eth0".into(),
+                is_up: true,
+                has_carrier: true,
+                mtu: 1500,
+                ..Default::default()
+            },
+            xdp: Some(Xdp { features: Xdp::BASIC, ..Default::default() }),
+            tells_features: true,
+            offloads: Some(BTreeSet::new()),
+            channels: Some(Channels { rx: 4, rx_max: 4, tx: 4, tx_max: 4, is_combined: true }),
+            cpus: 4,
+            foreign: Some(Vec::new()),
+            ..Default::default()
+        }
+    }
+
+    /// What is said of an interface that differs from a good one by this.
+    fn said(change: impl Fn(&mut Interface)) -> Vec<Finding> {
+        let mut interface = good();
+        change(&mut interface);
+        interface.judge().into_iter().filter(|finding| finding.level != Level::Ok).collect()
+    }
+
+    #[track_caller]
+    fn says(level: Level, what: &str, remedy: &str, change: impl Fn(&mut Interface)) {
+        let said = said(change);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_eq!(said[0].level, level, "{said:?}");
+        assert!(said[0].what.contains(what), "{said:?}");
+        assert_eq!(said[0].remedy.as_deref(), Some(remedy), "{said:?}");
+    }
+
+    #[test]
+    fn nothing_is_wrong_with_a_good_interface() {
+        assert_eq!(said(|_| ()), []);
+        assert_eq!(said(|i| i.link.mtu = 3498), []);
+        // More queues than CPUs are of no more use.
+        assert_eq!(
+            said(|i| i.channels =
+                Some(Channels { rx_max: 8, tx_max: 8, ..i.channels.unwrap_or_default() })),
+            []
+        );
+        assert_eq!(said(|i| i.channels = None), []);
+        // Nobody needs the tags.
+        assert_eq!(said(|i| i.offloads = Some(["rx-vlan-hw-parse".into()].into())), []);
+    }
+
+    #[test]
+    fn judges_what_no_interface_of_this_machine_is() {
+        use Level::Blocker;
+        use Level::Note;
+        use Level::Warning;
+
+        says(Warning, "LRO is on", "ethtool -K eth0 lro off", |i| {
+            i.offloads = Some(["rx-lro".into()].into());
+        });
+        says(Warning, "hardware GRO is on", "ethtool -K eth0 rx-gro-hw off", |i| {
+            i.offloads = Some(["rx-gro-hw".into()].into());
+        });
+        says(Warning, "takes VLAN tags off", "ethtool -K eth0 rxvlan off", |i| {
+            i.offloads = Some(["rx-vlan-hw-parse".into()].into());
+            i.uppers = vec![("eth0.5".into(), "vlan".into())];
+        });
+        says(Warning, "may not fit into a page", "ip link set dev eth0 mtu 3498", |i| {
+            i.link.mtu = 3499;
+        });
+        says(Note, "fewer queues", "ethtool -L eth0 combined 4", |i| {
+            i.channels = Some(Channels { rx: 1, rx_max: 8, tx: 1, tx_max: 8, is_combined: true });
+        });
+        let unknown = "bmc attach eth0 && bmc status   # shows the mode that it came to";
+        says(Note, "it is unknown whether", unknown, |i| i.tells_features = false);
+        // Native XDP is out of the question, and so is what is in its way.
+        let tc = "bmc attach eth0 --mode tc   # is what --mode auto comes to";
+        says(Note, "has no native XDP", tc, |i| {
+            i.xdp = Some(Xdp::default());
+            i.link.mtu = 9000;
+        });
+        says(Note, "is a vlan on eth1", "bmc attach eth1   # without eth0", |i| {
+            i.link.kind = Some("vlan".into());
+            i.lower = Some("eth1".into());
+        });
+        says(Note, "is part of the bond bond0", "bmc attach bond0   # without eth0", |i| {
+            i.link.part_of = Some("bond".into());
+            i.master = Some(("bond0".into(), false));
+        });
+        let veth = |i: &mut Interface| i.link.kind = Some("veth".into());
+        says(
+            Blocker,
+            "its peer drops what XDP sends",
+            "bmc attach eth0 --mode tc   # or, at its peer: ethtool -K PEER gro on",
+            veth,
+        );
+        assert!(said(|i| (veth(i), i.tells_features = false).1).iter().any(|finding| {
+            finding.level == Warning && finding.what.contains("its peer may drop")
+        }));
+    }
 }

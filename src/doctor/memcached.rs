@@ -114,10 +114,14 @@ impl Memcacheds {
             }
         }
         let known: BTreeSet<_> = all.found.iter().flat_map(|found| found.tcp.clone()).collect();
-        let is_unknown =
-            |at: &&SocketAddr| all.default_ports.contains(&at.port()) && !known.contains(at);
-        let unknown: BTreeSet<_> = sockets.tcp.values().filter(is_unknown).copied().collect();
-        all.found.extend(unknown.into_iter().map(|at| Memcached::at(at, &sockets)));
+        for port in &all.default_ports {
+            let at_port = |at: &&SocketAddr| at.port() == *port && !known.contains(at);
+            let tcp: BTreeSet<_> = sockets.tcp.values().filter(at_port).copied().collect();
+            let udp: BTreeSet<_> = sockets.udp.values().filter(at_port).copied().collect();
+            if !tcp.is_empty() {
+                all.found.push(Memcached::at(tcp, udp));
+            }
+        }
         all.ask();
         all
     }
@@ -142,18 +146,22 @@ impl Memcacheds {
 
     pub(super) fn judge(&self) -> Vec<Finding> {
         let mut all = Findings::about(NAME);
-        for pid in &self.hidden {
+        let list = |pids: &[i32]| pids.iter().map(i32::to_string).collect::<Vec<_>>().join(", ");
+        if let Some(pid) = self.hidden.first() {
             all.add(
                 Level::Note,
-                format!("cannot see what process {pid} listens on"),
+                format!("cannot see what it listens on: process {}", list(&self.hidden)),
                 format!("/proc/{pid}/fd is for its user and root"),
                 "sudo bmc doctor",
             );
         }
-        for pid in &self.elsewhere {
+        if let Some(pid) = self.elsewhere.first() {
             all.add(
                 Level::Note,
-                format!("process {pid} is in another network namespace: attach bmc there"),
+                format!(
+                    "is in another network namespace, where bmc has to be attached: process {}",
+                    list(&self.elsewhere)
+                ),
                 format!("/proc/{pid}/ns/net"),
                 format!("nsenter --net=/proc/{pid}/ns/net bmc doctor"),
             );
@@ -299,8 +307,13 @@ impl Memcached {
             heard: Heard::Nobody,
             counters: BTreeMap::new(),
         };
+        // It has several descriptors for one socket.
+        let mut inodes = BTreeSet::new();
         for file in process.fd().ok()? {
             let FDTarget::Socket(inode) = file.ok()?.target else { continue };
+            if !inodes.insert(inode) {
+                continue;
+            }
             memcached.tcp.extend(sockets.tcp.get(&inode));
             memcached.udp.extend(sockets.udp.get(&inode));
             memcached.unix.extend(sockets.unix.get(&inode).cloned());
@@ -310,13 +323,13 @@ impl Memcached {
         Some(memcached)
     }
 
-    /// Whoever listens at an address.
-    fn at(at: SocketAddr, sockets: &Sockets) -> Self {
+    /// Whoever listens at these addresses.
+    fn at(tcp: BTreeSet<SocketAddr>, udp: BTreeSet<SocketAddr>) -> Self {
         Self {
             process: None,
             arguments: Vec::new(),
-            tcp: vec![at],
-            udp: sockets.udp.values().filter(|udp| **udp == at).copied().collect(),
+            tcp: tcp.into_iter().collect(),
+            udp: udp.into_iter().collect(),
             unix: Vec::new(),
             heard: Heard::Nobody,
             counters: BTreeMap::new(),
@@ -429,4 +442,86 @@ fn datagrams() -> Option<u64> {
     let v4 = Snmp::current().ok()?.udp_in_datagrams;
     let v6 = Snmp6::current().map_or(0, |snmp| snmp.udp_in_datagrams);
     Some(v4 + v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: &str = include_str!("../../tests/settings/udp.txt");
+
+    fn memcached() -> Memcached {
+        let at = "0.0.0.0:21977".parse().expect("an address");
+        let stats = SETTINGS.lines().filter_map(|line| line.strip_prefix("STAT ")?.split_once(' '));
+        let stats: BTreeMap<_, _> = stats.map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Memcached {
+            process: Some(1),
+            arguments: vec!["-U".into(), "21977".into()],
+            tcp: vec![at],
+            udp: vec![at],
+            unix: Vec::new(),
+            heard: Heard::Stats(stats),
+            counters: BTreeMap::new(),
+        }
+    }
+
+    /// What is said of one that differs from a good one by this.
+    #[track_caller]
+    fn says(level: Level, what: &str, remedy: &str, change: impl Fn(&mut Memcached)) {
+        let mut found = memcached();
+        change(&mut found);
+        let all =
+            Memcacheds { found: vec![found], default_ports: vec![21977], ..Default::default() };
+        let findings = all.judge();
+        let found = findings.iter().find(|finding| finding.what.contains(what));
+        let found = found.unwrap_or_else(|| panic!("{findings:?}"));
+        assert_eq!(found.level, level, "{found:?}");
+        assert!(found.remedy.as_deref().unwrap_or_default().contains(remedy), "{found:?}");
+    }
+
+    #[test]
+    fn judges_what_no_memcached_of_this_machine_is() {
+        let set = |name: &'static str, value: &'static str| {
+            move |m: &mut Memcached| {
+                let Heard::Stats(stats) = &mut m.heard else { return };
+                stats.insert(name.into(), value.into());
+            }
+        };
+        says(Level::Ok, "bmc can serve it", "", |_| ());
+        says(Level::Blocker, "is a proxy", "behind it", set("proxy_enabled", "yes"));
+        // A listener that was inherited, and is no part of what we see.
+        says(Level::Blocker, "takes writes on TCP port 1 too", "--port 1", set("tcpport", "1"));
+        says(Level::Warning, "has UDP port 2", "--port 2", set("udpport", "2"));
+        says(Level::Note, "does not answer", "memcached-tool 127.0.0.1:21977", |m| {
+            m.heard = Heard::Nobody;
+        });
+        says(
+            Level::Note,
+            "its 4 threads share one UDP socket",
+            "bmc memcached -- -U 21977",
+            |_| (),
+        );
+    }
+
+    #[test]
+    fn asks_one_that_listens_on_every_address_on_the_loopback() {
+        let mut found = memcached();
+        assert_eq!(found.address(), "127.0.0.1:21977".parse().ok());
+        found.tcp = vec!["[::]:1".parse().expect("an address")];
+        assert_eq!(found.address(), "[::1]:1".parse().ok());
+        found.tcp.clear();
+        assert_eq!(found.address(), "127.0.0.1:21977".parse().ok(), "by its UDP port");
+        found.udp.clear();
+        assert_eq!(found.address(), None);
+    }
+
+    #[test]
+    fn quotes_arguments_for_a_shell() {
+        let mut found = memcached();
+        found.arguments = ["-s", "/tmp/it's here", "", "-D", "a;b"].map(String::from).to_vec();
+        assert_eq!(
+            found.restart("memcached", "-U 1"),
+            r"memcached -s '/tmp/it'\''s here' '' -D 'a;b' -U 1"
+        );
+    }
 }
