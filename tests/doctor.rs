@@ -652,6 +652,31 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
         fs::remove_file(file).expect("our file");
     }
 
+    // Accounts, of which the binary protocol tells. Not every build has them.
+    let accounts = file("accounts");
+    fs::create_dir_all(&accounts).expect("a directory");
+    fs::write(accounts.join("memcached.conf"), "mech_list: plain\n").expect("a file");
+    let path = format!("SASL_CONF_PATH={}", accounts.display());
+    let args = ["env", &path, "memcached", "-u", "root", "-S", "-p", "11211", "-U", "0"];
+    {
+        let mut memcached = Process::start(&bed.net.server, &args);
+        let mut ended = || memcached.0.try_wait().expect("our child").is_some();
+        let wants = || bed.doctor(&["eth0"]).find("wants a password").is_some();
+        if eventually(PATIENCE, || wants() || ended()) && !ended() {
+            let said = bed.doctor(&["eth0"]);
+            said.expect("warning", "memcached", "wants a password", "without the password");
+            let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
+            let errors = String::from_utf8_lossy(&attach.stderr);
+            assert_eq!(attach.status.code(), Some(DONE), "{errors}");
+            assert!(errors.contains("wants a password"), "{errors}");
+            bed.bmc(&["detach"]);
+        } else {
+            assert!(ended(), "it is not found to want a password");
+            let _ = writeln!(std::io::stderr(), "skipped in doctor: no SASL in memcached");
+        }
+    }
+    fs::remove_dir_all(accounts).expect("our directory");
+
     // Whoever listens on its port is taken for one, and may not be.
     let listener = bed.net.server.within(|| TcpListener::bind(("0.0.0.0", 11211)));
     let said = bed.doctor(&["eth0"]);
