@@ -97,7 +97,9 @@ pub fn setting(path: &str) -> Result<String> {
     Ok(text.trim().into())
 }
 
-/// Bytes that can be had without pushing anybody out.
+/// Bytes that can be had without pushing anybody out, and that this process's
+/// cgroups allow: maps are on the account of whoever makes them. No limit of
+/// locked memory counts, from Linux 5.11 on.
 pub fn memory_available() -> Result<u64> {
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let kib: u64 = info
@@ -105,7 +107,18 @@ pub fn memory_available() -> Result<u64> {
         .find_map(|line| line.strip_prefix("MemAvailable:")?.strip_suffix("kB"))
         .and_then(|kib| kib.trim().parse().ok())
         .context("no MemAvailable in /proc/meminfo")?;
-    Ok(kib << 10)
+    Ok(cgroup_limit().map_or(kib << 10, |limit| limit.min(kib << 10)))
+}
+
+/// The least that a cgroup (version 2) of this process allows; None for no limit.
+fn cgroup_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let limits = Path::new(group).ancestors().filter_map(|group| {
+        let file = Path::new("/sys/fs/cgroup").join(group).join("memory.max");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    });
+    limits.min()
 }
 
 /// How much of the memory that is available a cache may lock: rather less than

@@ -491,6 +491,11 @@ fn what_is_wrong_with_the_host_is_found() {
         "does not tell when memcached is gone",
         "bmc flush",
     );
+    // A cgroup allows less than there is.
+    let limited = "mount -t tmpfs none /sys/fs/cgroup; echo 134217728 > /sys/fs/cgroup/memory.max; \
+                   exec \"$@\"";
+    let remedy = "bmc attach --memory 60M";
+    in_mounts(None, limited).expect("blocker", "host", "there is too little memory", remedy);
     for (lockdown, level) in [
         ("none integrity [confidentiality]", "blocker"),
         ("none [integrity] confidentiality", "ok"),

@@ -187,7 +187,8 @@ impl Host {
 
     fn judge_memory(&self, findings: &mut Findings) {
         let Some(available) = self.memory else { return };
-        let evidence = format!("/proc/meminfo: MemAvailable {}M", available >> 20);
+        let evidence =
+            format!("MemAvailable in /proc/meminfo, memory.max of cgroups: {}M", available >> 20);
         let most = system::memory_to_lock(available) >> 20;
         let wanted = self.memory_wanted >> 20;
         if wanted > most {
