@@ -491,9 +491,13 @@ fn what_is_wrong_with_the_host_is_found() {
         "does not tell when memcached is gone",
         "bmc flush",
     );
+    let no_btf = with_file(&bed, "/sys/kernel/btf/vmlinux", "");
+    let evidence = text(no_btf.find("when memcached is gone").expect("found"), "evidence");
+    assert!(evidence.starts_with("no /sys/kernel/btf/vmlinux"), "{evidence}");
     // A cgroup allows less than there is.
-    let limited = "mount -t tmpfs none /sys/fs/cgroup; echo 134217728 > /sys/fs/cgroup/memory.max; \
-                   exec \"$@\"";
+    let limited = "mount -t tmpfs none /sys/fs/cgroup; cd /sys/fs/cgroup; mkdir -p a/b; \
+                   echo max >memory.max; echo 134217728 >a/memory.max; echo 1073741824 >a/b/memory.max; \
+                   echo 0::/a/b >file; mount --bind file /proc/$$/cgroup; exec \"$@\"";
     let remedy = "bmc attach --memory 60M";
     in_mounts(None, limited).expect("blocker", "host", "there is too little memory", remedy);
     for (lockdown, level) in [
