@@ -36,6 +36,7 @@ use serde_json::Value;
 use common::Namespace;
 use common::Net;
 use common::PATIENCE;
+use common::TLS;
 use common::Tcp;
 use common::Udp;
 use common::can_run;
@@ -530,7 +531,7 @@ fn what_is_wrong_with_bpffs_is_found() {
         "something else is mounted where bpffs belongs",
         "umount /sys/fs/bpf",
     );
-    in_mounts(None, "umount -R /sys; exec \"$@\"").expect(
+    in_mounts(None, "umount -l -R /sys; exec \"$@\"").expect(
         "blocker",
         "host",
         "there is no place for bpffs",
@@ -617,13 +618,6 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
     fs::write(&users, "user:password\n").expect("a file for users");
     let external = format!("ext_path={}:64m", storage.display());
     let users_path = users.to_string_lossy();
-    let tls = concat!(
-        "ssl_chain_cert=",
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/tls/cert.pem,ssl_key=",
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/tls/key.pem"
-    );
     let on = ["-p", "11211", "-U", "11211"];
     let off = ["-p", "11211", "-U", "0"];
     let no_udp = "does not listen on UDP";
@@ -634,8 +628,8 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
         (&off, &["-B", "binary"], "warning", no_udp, "-U 11211"),
         (&off, &["-o", &external], "warning", no_udp, "without external storage"),
         (&off, &["-Y", &users_path], "warning", "wants a password", "without the password"),
-        (&on, &["-Z", "-o", tls], "blocker", "uses TLS", "turn TLS off"),
-        (&on, &["-l", "notls:0.0.0.0", "-Z", "-o", tls], "blocker", "uses TLS", "turn TLS off"),
+        (&on, &["-Z", "-o", TLS], "blocker", "uses TLS", "turn TLS off"),
+        (&on, &["-l", "notls:0.0.0.0", "-Z", "-o", TLS], "blocker", "uses TLS", "turn TLS off"),
         (&["-p", "0", "-U", "11211"], &[], "warning", "has no TCP port", "run bmc flush"),
     ];
     for (ports, args, level, what, remedy) in cases {

@@ -37,6 +37,7 @@ use common::Namespace;
 use common::Net;
 use common::PATIENCE;
 use common::PORT;
+use common::TLS;
 use common::can_run;
 use common::eventually;
 use common::run;
@@ -687,13 +688,6 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
     let file = |name: &str| std::env::temp_dir().join(format!("{}-{name}", bed.net.instance()));
     let [users, storage] = ["users", "storage"].map(file);
     fs::write(&users, "user:password\n").expect("a file for users");
-    let tls = concat!(
-        "ssl_chain_cert=",
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/tls/cert.pem,ssl_key=",
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/tls/key.pem"
-    );
     let external = format!("ext_path={}:64m", storage.display());
     let no_udp = "does not listen on UDP, so nothing will be cached";
     let says = |args: &[&str], watched: &str, code: i32, message: &str| {
@@ -719,8 +713,8 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
     says(&["-U", &other], &own, DONE, &format!("has UDP port {other}"));
     says(&["-U", &other], &format!("{own},{other}"), DONE, "");
     says(&["-U", &other], &other, FAILED, &format!("takes writes on TCP port {own} too"));
-    says(&["-Z", "-o", tls], &own, FAILED, "uses TLS");
-    says(&["-l", "notls:0.0.0.0", "-Z", "-o", tls], &own, FAILED, "uses TLS");
+    says(&["-Z", "-o", TLS], &own, FAILED, "uses TLS");
+    says(&["-l", "notls:0.0.0.0", "-Z", "-o", TLS], &own, FAILED, "uses TLS");
     for file in [users, storage] {
         fs::remove_file(file).expect("our file");
     }
@@ -728,7 +722,7 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
     // What is attached stays as it is.
     bed.attach(&["--port", &own]);
     let programs = bed.programs();
-    let memcached = Memcached::start(&bed.net.server, &["-Z", "-o", tls]);
+    let memcached = Memcached::start(&bed.net.server, &["-Z", "-o", TLS]);
     bed.expect(FAILED, &["attach", Net::DEVICE, "--port", &own, "--replace"]);
     assert_eq!(bed.programs(), programs);
     bed.assert_works("native");

@@ -37,6 +37,15 @@ use super::net::PATIENCE;
 /// The port memcached listens on, TCP and UDP.
 pub const PORT: u16 = 11211;
 
+/// What `-o` needs for TLS (`-Z`): a certificate for tests.
+pub const TLS: &str = concat!(
+    "ssl_chain_cert=",
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/tls/cert.pem,ssl_key=",
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/tls/key.pem"
+);
+
 /// A memcached on every address of a namespace; killed on drop.
 #[derive(Debug)]
 pub struct Memcached(Child);

@@ -16,6 +16,7 @@ pub use memcached::Item;
 pub use memcached::Memcached;
 pub use memcached::PORT;
 pub use memcached::Reply;
+pub use memcached::TLS;
 pub use memcached::Tcp;
 pub use memcached::Udp;
 pub use memcached::items;
