@@ -342,6 +342,12 @@ pub struct Memcached {
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
 
+    /// Give each datagram to the worker of the CPU that received it, modulo the
+    /// workers, not to that of the client's address and port: for a network card
+    /// with a queue for each CPU
+    #[arg(long)]
+    pub by_cpu: bool,
+
     /// Arguments for memcached, -U PORT among them
     #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<OsString>,

@@ -63,18 +63,29 @@ pub fn exec(args: &cli::Memcached) -> Result<Infallible> {
         );
     }
 
+    let mut command = Command::new(&binary);
+    let _library = preload(&mut command, args.by_cpu)?;
+    let err = command.args(&args.args).exec();
+    Err(err).with_context(|| format!("cannot run {}", binary.display()))
+}
+
+/// Has the library loaded into a memcached, `by_cpu` as on the command line. Until
+/// it was started, what is returned must live.
+pub fn preload(command: &mut Command, by_cpu: bool) -> Result<File> {
     let mut library =
         File::from(memfd_create(c"bmc-preload", MFdFlags::empty()).context("no memory")?);
     library.write_all(LIBRARY).context("no memory for the library")?;
     let mut preload = OsString::from(format!("/proc/self/fd/{}", library.as_raw_fd()));
-    let mut command = Command::new(&binary);
     if let Some(before) = env::var_os("LD_PRELOAD").filter(|before| !before.is_empty()) {
         preload.push(":");
         preload.push(&before);
         command.env("BMC_LD_PRELOAD", before);
     }
-    let err = command.env("LD_PRELOAD", preload).args(&args.args).exec();
-    Err(err).with_context(|| format!("cannot run {}", binary.display()))
+    if by_cpu {
+        command.env("BMC_BY_CPU", "1");
+    }
+    command.env("LD_PRELOAD", preload);
+    Ok(library)
 }
 
 /// The program of that name that a shell would run.

@@ -140,7 +140,7 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
             text += &format!("  skipped: {why}\n");
             continue;
         }
-        text += &format!("  {:<10}{:<10}{:>12}{:>8}", "load", "side", "requests/s", "gain");
+        text += &format!("  {:<10}{:<16}{:>12}{:>8}", "load", "side", "requests/s", "gain");
         for (name, _) in PERCENTILES {
             text += &format!("{:>10}", format!("{name} us"));
         }
@@ -152,7 +152,7 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
             };
             let rate = grouped(row.rate.round() as u64);
             text += &format!(
-                "  {:<10}{:<10}{rate:>12}{:>8}",
+                "  {:<10}{:<16}{rate:>12}{:>8}",
                 row.load.name(),
                 row.side.name(),
                 gain.unwrap_or_default()
@@ -225,6 +225,7 @@ fn case_json(measured: &Measured) -> Value {
     let mut object = json!({
         "name": measured.case.name,
         "description": measured.case.description,
+        "workers": measured.case.workers,
         "sides": sides,
         "gain": measured.gain(Side::Native).map(|gain| rounded(gain, 1e3)),
     });
