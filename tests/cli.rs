@@ -212,7 +212,7 @@ fn bench_lists_its_cases_without_privileges() {
     let output = bmc(&["bench", "--list"]);
     assert_eq!(output.status.code(), Some(DONE), "{}", stderr(&output));
     let list = stdout(&output);
-    assert_eq!(list.lines().count(), 16, "{list}");
+    assert_eq!(list.lines().count(), 19, "{list}");
     for case in ["hits", "zipf-16", "miss", "tcp", "sets-50", "hot-2", "multi-4"] {
         assert!(list.lines().any(|line| line.split(' ').next() == Some(case)), "{case}: {list}");
     }
