@@ -18,6 +18,20 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const NOT_ATTACHED: i32 = 3;
 
+/// All but `help`, which clap adds.
+const COMMANDS: [&str; 10] = [
+    "attach",
+    "detach",
+    "flush",
+    "status",
+    "stats",
+    "entries",
+    "bench",
+    "memcached",
+    "completions",
+    "man",
+];
+
 fn bmc(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bmc")).args(args).output().expect("bmc can be run")
 }
@@ -44,17 +58,7 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
         let output = bmc(args);
         assert_eq!(output.status.code(), Some(DONE));
         assert_eq!(stderr(&output), "");
-        for text in [
-            "attach",
-            "detach",
-            "flush",
-            "status",
-            "stats",
-            "entries",
-            "bench",
-            "memcached",
-            "Exit codes:",
-        ] {
+        for text in COMMANDS.into_iter().chain(["Exit codes:"]) {
             assert!(stdout(&output).contains(text), "{args:?}: {text}");
         }
     }
@@ -62,18 +66,7 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
 
 #[test]
 fn every_command_has_help_that_fits_a_terminal() {
-    for command in [
-        "attach",
-        "detach",
-        "flush",
-        "status",
-        "stats",
-        "entries",
-        "bench",
-        "memcached",
-        "completions",
-        "man",
-    ] {
+    for command in COMMANDS {
         let output = bmc(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(DONE), "{command}");
         assert!(stdout(&output).contains("Usage: bmc "), "{command}");
@@ -224,7 +217,7 @@ fn the_manual_page_covers_every_command_and_is_clean_roff() {
     assert_eq!(output.status.code(), Some(DONE));
     let page = stdout(&output);
     assert!(page.contains(".TH bmc 1"), "{page}");
-    for command in ["attach", "detach", "flush", "status", "stats", "entries", "bench"] {
+    for command in COMMANDS {
         assert!(page.contains(&format!("bmc {command}")), "{command}");
     }
     assert!(page.contains("EXIT STATUS"));
