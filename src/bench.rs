@@ -36,6 +36,7 @@ use crate::cli;
 use crate::cli::Mode;
 use crate::instance;
 use crate::instance::Instance;
+use crate::memcached;
 use crate::message;
 use crate::stats::Sample;
 use crate::system;
@@ -221,9 +222,9 @@ pub fn run(args: &cli::Bench, out: &mut impl Write) -> Result<()> {
         return report::list(out);
     }
     system::check_capabilities()?;
-    let memcached = server::version(&args.memcached)?;
+    let memcached = memcached::version(&args.memcached, "--memcached")?;
     let cpus = Cpus::choose()?;
-    let machine = Machine::look(&memcached)?;
+    let machine = Machine::look(memcached)?;
     let net = Net::new(&Side::ALL.map(Side::name), Side::Reflector.name())?;
     let bench = Bench { args, net, cpus };
     let cases = if args.cases.is_empty() { CASES.iter().collect() } else { args.cases.clone() };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What bmc cannot watch or be of use to: memcached is asked how it is set up.
+//! What memcached says about itself: its version, and settings with which bmc
+//! cannot watch it or be of use to it.
 //!
 //! memcached itself refuses UDP with authentication and with external storage,
 //! so that these show as UDP that is off. With a unix socket it has no network.
@@ -14,10 +15,14 @@ use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::bail;
 use nix::ifaddrs::getifaddrs;
@@ -39,6 +44,21 @@ const DATAGRAM: &[u8] = b"\0\0\0\0\0\x01\0\0stats settings\r\n";
 
 /// Bytes before the text of a datagram.
 const FRAME: usize = 8;
+
+/// What `-V` of a memcached says: `1.6.18`. Fails if it cannot be run or is
+/// something else, and then names the option that chooses another one.
+pub fn version(path: &Path, option: &str) -> Result<String> {
+    let name = path.display();
+    let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
+    let output = output.with_context(|| {
+        format!("cannot run {name} (Debian: apt install memcached, or {option} PATH)")
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Some(version) = text.trim().strip_prefix("memcached ") else {
+        bail!("{name} -V does not say that it is memcached (try {option} PATH)");
+    };
+    Ok(version.into())
+}
 
 /// Asks whoever listens on these ports of the interfaces and of the loopback.
 /// Fails if bmc would serve old values, and tells what makes it useless.

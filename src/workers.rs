@@ -27,6 +27,7 @@ use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
 
 use crate::cli;
+use crate::memcached;
 use crate::message;
 
 static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
@@ -134,21 +135,16 @@ fn is_dynamic(file: &[u8]) -> Option<bool> {
     types.try_fold(false, |found, kind| Some(found || kind? == PT_INTERP))
 }
 
-/// Asks it for its version.
+/// Whether it is new enough.
 fn check_version(binary: &Path) -> Result<()> {
-    let name = binary.display();
-    let output =
-        Command::new(binary).arg("-V").output().with_context(|| format!("cannot run {name}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let Some(version) = text.trim().strip_prefix("memcached ") else {
-        bail!("{name} does not say that it is memcached");
-    };
+    let version = memcached::version(binary, "--binary")?;
     let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
     let version_is = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
     let [major, minor] = OLDEST;
     ensure!(
         version_is >= OLDEST,
-        "{name} is memcached {version}, which is older than {major}.{minor}: install a newer one"
+        "{} is memcached {version}, which is older than {major}.{minor}: install a newer one",
+        binary.display()
     );
     Ok(())
 }

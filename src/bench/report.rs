@@ -32,8 +32,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Asks the kernel.
-    pub fn look(memcached: &str) -> Result<Self> {
+    /// Asks the kernel; memcached's version is known.
+    pub fn look(memcached: String) -> Result<Self> {
         let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
@@ -41,7 +41,7 @@ impl Machine {
             cpu: model.map_or("unknown CPU", |(_, model)| model).into(),
             cpus: cpus.lines().filter(|line| line.starts_with("processor")).count(),
             kernel: kernel.context("cannot read the kernel's version")?.trim().into(),
-            memcached: memcached.trim_start_matches("memcached ").into(),
+            memcached,
         })
     }
 }

@@ -33,23 +33,6 @@ pub const OPTIONS: [&str; 2] = ["-m", "1024"];
 /// Long enough for anything on one machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What it calls itself: `memcached 1.6.18`.
-pub fn version(path: &Path) -> Result<String> {
-    let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
-    let output = output.with_context(|| {
-        format!(
-            "cannot run {} (Debian: apt install memcached, or --memcached PATH)",
-            path.display()
-        )
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.trim();
-    if !version.starts_with("memcached ") {
-        bail!("{} -V does not say that it is memcached (try --memcached PATH)", path.display());
-    }
-    Ok(version.into())
-}
-
 /// How the workers of a memcached get what comes over UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sockets {
