@@ -167,7 +167,7 @@ fn ip(arguments: &str) -> Result<()> {
 }
 
 /// Attaches the program that answers, or the one that passes everything.
-fn attach(device: &str, answers: bool) -> Result<Link> {
+pub fn attach(device: &str, answers: bool) -> Result<Link> {
     let mut storage = MaybeUninit::uninit();
     let skel = BenchSkelBuilder::default().open(&mut storage)?.load();
     let skel = skel.context("cannot load the benchmark's programs")?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! What `bmc bench` prints.
 
+use std::fmt;
 use std::fs;
 use std::io::Write;
 
@@ -43,6 +44,13 @@ impl Machine {
             kernel: kernel.context("cannot read the kernel's version")?.trim().into(),
             memcached,
         })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, cpus, kernel, memcached } = self;
+        write!(f, "{cpus} x {cpu}, Linux {kernel}, memcached {memcached}")
     }
 }
 
@@ -112,8 +120,9 @@ pub fn ratio(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { part as f64 / of as f64 }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
+/// The middle one, or what is midway between the middle two; of nothing 0.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => 0.0,
@@ -168,10 +177,9 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
 }
 
 fn header(machine: &Machine, settings: &Settings<'_>) -> String {
-    let Machine { cpu, cpus, kernel, memcached } = machine;
     let Settings { args, wiring } = settings;
     format!(
-        "{cpus} x {cpu}, Linux {kernel}, memcached {memcached} ({}), bmc {}\n\
+        "{machine} ({}), bmc {}\n\
          {wiring}.\n\
          Each side has a veth pair, whose client's end has an XDP program that passes everything.\n\
          On veth a frame is received by the CPU that sent it, so bmc works on the client's CPU, and\n\
