@@ -50,7 +50,8 @@ fn main() {
     };
     let mut storage = MaybeUninit::uninit();
     let bench = cost::load(&mut storage);
-    let mut client = Client { bmc: &bmc, id: 0, rng: Rng::new(1) };
+    let flow = Flow::new("10.0.0.2:40000", "10.0.0.1:11211");
+    let mut client = Client { bmc: &bmc, flow, id: 0, rng: Rng::new(1) };
     let _counting = Counting::start();
 
     let least = |client: &mut Client<'_>| {
@@ -105,6 +106,7 @@ fn main() {
 /// Who asks for keys, and memcached.
 struct Client<'a> {
     bmc: &'a Bmc,
+    flow: Flow,
     id: u16,
     rng: Rng,
 }
@@ -112,7 +114,7 @@ struct Client<'a> {
 impl Client<'_> {
     fn request(&mut self, key: usize) -> Vec<u8> {
         self.id = self.id.wrapping_add(1);
-        Flow::new("10.0.0.2:40000", "10.0.0.1:11211").get(self.id, &[format!("key-{key:012}")])
+        self.flow.get(self.id, &[format!("key-{key:012}")])
     }
 
     fn hit(&mut self, key: usize) {
@@ -138,7 +140,6 @@ impl Client<'_> {
     }
 
     fn reply(&self, text: &[u8]) {
-        let back = Flow::new("10.0.0.1:11211", "10.0.0.2:40000");
-        self.bmc.send(&back.udp(&packet::datagram(self.id, text)));
+        self.bmc.send(&self.flow.reversed().udp(&packet::datagram(self.id, text)));
     }
 }

@@ -207,9 +207,7 @@ fn an_emptied_slab_rests() {
     };
     let data = [b'l'; 1000];
     for _ in 0..30 {
-        for nth in 0..4000 {
-            scene.ask(&v4(), &format!("large-{nth}"), &data);
-        }
+        ask_once(&scene, "large", 4000, &data);
     }
     let hits = (0..4000).filter(|nth| scene.ask(&v4(), &format!("large-{nth}"), &data)).count();
     assert!(hits < 2000, "{hits} of 1814");
