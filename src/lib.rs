@@ -15,6 +15,7 @@ pub mod memcached;
 pub mod message;
 pub mod netlink;
 pub mod output;
+pub mod random;
 pub mod skel;
 pub mod stats;
 pub mod system;

@@ -33,6 +33,7 @@ use common::PATIENCE;
 use common::PORT;
 use common::Reply;
 use common::Rng;
+use common::RngExt as _;
 use common::Tcp;
 use common::Udp;
 use common::can_run;
@@ -925,11 +926,11 @@ fn is_never_wrong_under_random_load(name: &str, path: Path) {
     let cmd_get = bed.observer.stat("cmd_get");
 
     let clients: Vec<(Udp, Rng)> = (0..CLIENTS)
-        .map(|_| (Udp::connect(&bed.net.client, path.server), Rng::new(rng.next())))
+        .map(|_| (Udp::connect(&bed.net.client, path.server), Rng::new(rng.number())))
         .collect();
     // Even keys are written from outside, odd ones from the server itself.
     let writers: Vec<(Tcp, Rng)> = [&bed.net.client, &bed.net.server]
-        .map(|from| (Tcp::connect(from, path.server), Rng::new(rng.next())))
+        .map(|from| (Tcp::connect(from, path.server), Rng::new(rng.number())))
         .into();
     let done = AtomicBool::new(false);
     let asked: u64 = thread::scope(|scope| {

@@ -41,8 +41,8 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use super::cases::Case;
 use super::histogram::Histogram;
 use super::keys::Popularity;
-use super::keys::Rng;
 use super::texts::Texts;
+use crate::random::Rng;
 
 /// Requests that a saturating client keeps under way. memcached's UDP socket
 /// holds some 250 of them.
@@ -299,7 +299,7 @@ impl<'a> Client<'a> {
         // Keys that are not there come behind those that might be.
         let offset = if present { 0 } else { keys };
         let numbers = (0..multi).map(|i| (first + i) % keys + offset);
-        let is_set = sets > 0 && self.rng.below(100) < sets as usize;
+        let is_set = sets > 0 && self.rng.chance(sets as usize);
         let expect = |texts: &Texts, to: &mut Vec<u8>| {
             if present {
                 texts.items(numbers.clone(), to);

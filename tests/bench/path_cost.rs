@@ -14,14 +14,12 @@ mod cost;
 mod fixture;
 #[path = "../packet/mod.rs"]
 mod packet;
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-#[path = "../common/random.rs"]
-mod random;
 
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use bmc::bench::report::median;
+use bmc::random::Rng;
 use cost::Counting;
 use cost::cost;
 use fixture::Bmc;
@@ -30,7 +28,6 @@ use fixture::Verdict;
 use libbpf_rs::ProgramInput;
 use libbpf_rs::ProgramMut;
 use packet::Flow;
-use random::Rng;
 
 const KEYS: usize = 500_000;
 const REQUESTS: usize = 20_000;

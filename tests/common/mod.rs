@@ -24,6 +24,7 @@ pub use net::Namespace;
 pub use net::Net;
 pub use net::PATIENCE;
 pub use random::Rng;
+pub use random::RngExt;
 pub use random::Zipf;
 
 use std::io::Write as _;

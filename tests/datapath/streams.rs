@@ -17,6 +17,7 @@ use crate::packet::split;
 use crate::packet::value;
 use crate::packet::values;
 use crate::random::Rng;
+use crate::random::RngExt as _;
 use crate::scene::Scene;
 use crate::scene::v4;
 use crate::scene::v6;
@@ -72,7 +73,7 @@ fn no_stream_of_commands_makes_an_answer_stale() {
     let mut rng = Rng::from_env("no_stream_of_commands_makes_an_answer_stale");
     let (mut hits, mut writes, mut flushes) = (0, 0, 0);
     for round in 0..ROUNDS {
-        let config = Config { seed: rng.next(), ..Config::default() };
+        let config = Config { seed: rng.number(), ..Config::default() };
         let Some(scene) = Scene::load(&config) else {
             return;
         };

@@ -49,6 +49,7 @@ use common::Net;
 use common::PATIENCE;
 use common::PORT;
 use common::Rng;
+use common::RngExt as _;
 use common::can_run;
 use common::eventually;
 use common::run;
@@ -249,7 +250,7 @@ impl<'a> Round<'a> {
                 (clients::oppose, 1),
             ];
             let mut threads = Vec::new();
-            let mut rng = || Rng::new(rng.next());
+            let mut rng = || Rng::new(rng.number());
             for (client, count) in kinds {
                 for _ in 0..count {
                     let (log, rng) = (Log::new(threads.len() + 1), rng());
