@@ -670,7 +670,7 @@ pub fn foreground(args: &cli::Attach, name: &str, out: &mut impl Write) -> Resul
     // Before anything is attached: a signal must not leave that behind.
     ctrlc::set_handler(move || _ = ended.send(())).context("cannot wait for signals")?;
     attach(args, name)?;
-    let guard = Detach(name);
+    let guard = Attached(name);
     let followed = stats::follow(name, || end.recv_timeout(INTERVAL).is_err(), out);
     if followed.as_ref().is_err_and(anyhow::Error::is::<NotAttached>) {
         std::mem::forget(guard); // somebody else was faster
@@ -679,18 +679,19 @@ pub fn foreground(args: &cli::Attach, name: &str, out: &mut impl Write) -> Resul
     guard.detach().and(followed)
 }
 
-/// Detaches when dropped, so also in a panic.
-struct Detach<'a>(&'a str);
+/// An attached instance, by its name; detached when dropped, so also in a panic.
+pub struct Attached<'a>(pub &'a str);
 
-impl Detach<'_> {
-    fn detach(self) -> Result<()> {
+impl Attached<'_> {
+    /// Detaches it, and tells whether that failed.
+    pub fn detach(self) -> Result<()> {
         let name = self.0;
         std::mem::forget(self);
         instance::detach(name, &[])
     }
 }
 
-impl Drop for Detach<'_> {
+impl Drop for Attached<'_> {
     fn drop(&mut self) {
         if let Err(err) = instance::detach(self.0, &[]) {
             message::tell(&format!("{err:#}"));

@@ -32,9 +32,9 @@ use anyhow::bail;
 use anyhow::ensure;
 
 use crate::attach;
+use crate::attach::Attached;
 use crate::cli;
 use crate::cli::Mode;
-use crate::instance;
 use crate::instance::Instance;
 use crate::memcached;
 use crate::message;
@@ -296,7 +296,7 @@ impl Bench<'_> {
         Memcached::start(&self.args.memcached, side.sockets(), case.workers, &self.net, at)
     }
 
-    fn attach(&self, case: &Case, side: Side, mode: Mode) -> Result<Attached> {
+    fn attach(&self, case: &Case, side: Side, mode: Mode) -> Result<Attached<'static>> {
         let args = cli::Attach {
             interfaces: vec![side.name().into()],
             ports: vec![side.sockets().port()],
@@ -336,25 +336,6 @@ impl Bench<'_> {
             }
         }
         Ok(lanes.iter().zip(turns).map(|(lane, turns)| Row::new(lane.side, load, &turns)).collect())
-    }
-}
-
-/// An instance of bmc; detached when dropped.
-struct Attached(&'static str);
-
-impl Attached {
-    fn detach(self) -> Result<()> {
-        let name = self.0;
-        std::mem::forget(self);
-        instance::detach(name, &[])
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        if let Err(err) = instance::detach(self.0, &[]) {
-            message::tell(&format!("{err:#}"));
-        }
     }
 }
 
