@@ -56,8 +56,9 @@ use server::Sockets;
 /// The share of what memcached can do without bmc at which latency is measured.
 const PACE: f64 = 0.7;
 
-/// After it was attached bmc trusts nothing for a second.
-const SETTLED: Duration = Duration::from_millis(1500);
+/// After it was attached bmc trusts nothing for a second, and takes connections
+/// that are used meanwhile for ones that it has not seen from their start.
+pub const SETTLED: Duration = Duration::from_millis(1500);
 
 /// Before each measurement, uncounted.
 const WARM_UP: Duration = Duration::from_millis(50);

@@ -6,6 +6,7 @@
 mod closed;
 mod mixed;
 
+pub use bmc::bench::SETTLED;
 pub use closed::Batch;
 pub use closed::Clients;
 pub use closed::batches;
@@ -16,7 +17,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::Path;
-use std::time::Duration;
 
 use bmc::bench::net;
 use bmc::bench::report::Machine;
@@ -28,10 +28,6 @@ use crate::common::Namespace;
 pub const SERVER_CPU: usize = 0;
 /// Where its clients run.
 pub const CLIENT_CPU: usize = 1;
-
-/// After it was attached bmc trusts nothing for a second, and takes connections
-/// that are used meanwhile for ones that it has not seen from their start.
-pub const SETTLED: Duration = Duration::from_millis(1500);
 
 /// Keeps this thread, and what it starts from now on, on one CPU.
 pub fn pin(cpu: usize) {
