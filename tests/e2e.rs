@@ -25,6 +25,7 @@ use std::time::UNIX_EPOCH;
 use nix::sys::signal::Signal;
 
 use common::Bmc;
+use common::COUNTERS;
 use common::Frames;
 use common::Impostor;
 use common::Memcached;
@@ -646,18 +647,7 @@ fn flush_forgets_and_entries_shows() {
     bed.fill("shown");
 
     let stats = bed.bmc.stats();
-    let names = [
-        "get_requests",
-        "get_keys",
-        "hits",
-        "misses",
-        "hit_mispredictions",
-        "get_replies",
-        "fills",
-        "write_requests",
-        "invalidations",
-    ];
-    for name in names {
+    for name in COUNTERS {
         assert!(total(&stats, name) > 0 || name == "hit_mispredictions", "{name}: {stats}");
     }
     assert_eq!(total(&stats, "get_keys"), total(&stats, "hits") + total(&stats, "misses"));

@@ -10,7 +10,6 @@ use std::io::BufReader;
 use std::net::TcpListener;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
@@ -32,10 +31,12 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use common::COUNTERS;
 use common::Memcached;
 use common::Namespace;
 use common::Net;
 use common::PATIENCE;
+use common::PINS;
 use common::PORT;
 use common::can_run;
 use common::eventually;
@@ -105,7 +106,7 @@ impl Bed {
     }
 
     fn pins(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf/bmc").join(self.net.instance())
+        common::pins(self.net.instance())
     }
 
     /// One of what is pinned.
@@ -115,7 +116,7 @@ impl Bed {
     }
 
     fn leftover(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf/bmc").join(format!("new~{}", self.net.instance()))
+        common::pins(&format!("new~{}", self.net.instance()))
     }
 
     /// The id of a pinned map.
@@ -251,7 +252,7 @@ fn the_pins_are_for_root_alone() {
     }
     let bed = Bed::new("root-alone", TCX);
     bed.attach(&[]);
-    for dir in [bed.pins(), bed.pins().join("links"), "/sys/fs/bpf/bmc".into()] {
+    for dir in [bed.pins(), bed.pins().join("links"), PINS.into()] {
         let mode = fs::metadata(&dir).expect("the directory is there").mode();
         assert_eq!(mode & 0o777, 0o700, "{}", dir.display());
     }
@@ -759,18 +760,6 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
 
 #[test]
 fn nouns_print_what_they_promise() {
-    const TOTALS: [&str; 9] = [
-        "get_requests",
-        "get_keys",
-        "hits",
-        "misses",
-        "hit_mispredictions",
-        "get_replies",
-        "fills",
-        "write_requests",
-        "invalidations",
-    ];
-
     if !can_run("nouns_print_what_they_promise") {
         return;
     }
@@ -789,7 +778,7 @@ fn nouns_print_what_they_promise() {
     let cpus = stats["per_cpu"].as_array().expect("a list");
     assert!(!cpus.is_empty());
     for counters in cpus.iter().chain([&stats["totals"]]) {
-        for name in TOTALS {
+        for name in COUNTERS {
             assert!(counters[name].is_u64(), "{name} in {counters}");
         }
         for group in ["passes", "lease_refusals", "fill_refusals"] {

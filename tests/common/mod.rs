@@ -10,6 +10,9 @@ mod net;
 mod random;
 
 pub use bmc::Bmc;
+pub use bmc::COUNTERS;
+pub use bmc::PINS;
+pub use bmc::pins;
 pub use bmc::total;
 pub use memcached::Impostor;
 pub use memcached::Item;
