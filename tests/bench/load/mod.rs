@@ -31,7 +31,7 @@ pub const CLIENT_CPU: usize = 1;
 
 /// Keeps this thread, and what it starts from now on, on one CPU.
 pub fn pin(cpu: usize) {
-    net::pin(cpu).expect("the benchmarks need two CPUs");
+    net::pin(&[cpu]).expect("the benchmarks need two CPUs");
 }
 
 /// Prints what was measured, and on what.
