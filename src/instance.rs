@@ -46,6 +46,7 @@ use nix::fcntl::RenameFlags;
 use nix::fcntl::renameat2;
 
 use crate::hook::Carrier;
+use crate::hook::Device;
 use crate::hook::Hook;
 use crate::hook::Owner;
 use crate::hook::Place;
@@ -247,7 +248,8 @@ impl Dir {
         for entry in fs::read_dir(self.links())? {
             hooks.extend(entry?.file_name().to_str().and_then(Hook::from_name));
         }
-        hooks.sort_by(|a, b| (&a.iface, a.place).cmp(&(&b.iface, b.place)));
+        let order = |hook: &Hook| (hook.device.first_name.clone(), hook.device.index, hook.place);
+        hooks.sort_by_key(order);
         Ok(hooks)
     }
 
@@ -317,6 +319,11 @@ impl Dir {
             || !self.noted("netns").is_some_and(|ns| system::network_namespace_exists(&ns))
     }
 
+    /// What an interface is called, as far as that can be known here.
+    pub fn name_of(&self, device: &Device) -> String {
+        if self.is_here() { device.name() } else { device.first_name.clone() }
+    }
+
     /// Whether it was attached in this network namespace.
     pub fn is_here(&self) -> bool {
         self.noted("netns") == system::network_namespace().ok()
@@ -349,8 +356,8 @@ impl Dir {
             for hook in hooks {
                 hook.remove(&links, self.owner, stays(hook.name()))?;
             }
-            for iface in qdiscs(&links)? {
-                remove_qdisc(&iface, &links, stays(qdisc_name(&iface)))?;
+            for device in qdiscs(&links)? {
+                remove_qdisc(&device, &links, stays(qdisc_name(&device)))?;
             }
             fs::remove_dir(links)?;
         }
@@ -440,8 +447,8 @@ impl Instance {
         let hooks = self.hooks()?;
         let links = self.dir.links();
         let mut interfaces = Vec::new();
-        for hooks in hooks.chunk_by(|a, b| a.iface == b.iface) {
-            if hooks[0].iface == "lo" {
+        for hooks in hooks.chunk_by(|a, b| a.device == b.device) {
+            if hooks[0].is_on_loopback() {
                 continue;
             }
             let runs = |hook: &&Hook| hook.program_id(self.dir.owner(), &links).is_some();
@@ -458,14 +465,14 @@ impl Instance {
                 Some(Place::Generic) => "generic",
                 _ => "tc",
             };
-            interfaces.push(Interface { name: hooks[0].iface.clone(), mode, state });
+            interfaces.push(Interface { name: self.dir.name_of(&hooks[0].device), mode, state });
         }
         Ok(interfaces)
     }
 
     /// Whether it watches the loopback.
     pub fn watches_loopback(&self) -> Result<bool> {
-        Ok(self.hooks()?.iter().any(|hook| hook.iface == "lo"))
+        Ok(self.hooks()?.iter().any(Hook::is_on_loopback))
     }
 
     /// Its hooks.
@@ -583,11 +590,12 @@ pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
         bail!("instance {name} is attached in another network namespace: detach it there");
     }
     let hooks = instance.hooks()?;
-    let is_attached = |iface: &String| hooks.iter().any(|hook| hook.iface == *iface);
+    let is_named = |device: &Device| interfaces.contains(&dir.name_of(device));
+    let is_attached = |iface: &String| hooks.iter().any(|hook| dir.name_of(&hook.device) == *iface);
     if let Some(iface) = interfaces.iter().find(|iface| !is_attached(iface)) {
         bail!(NotAttached::new(iface));
     }
-    let stays = |hook: &Hook| hook.iface != "lo" && !interfaces.contains(&hook.iface);
+    let stays = |hook: &Hook| !hook.is_on_loopback() && !is_named(&hook.device);
     if interfaces.is_empty() || !hooks.iter().any(stays) {
         message::detail(&format!("detaching instance {name}"));
         // A cache that cannot idle, because it is damaged, must go all the more.
@@ -597,16 +605,17 @@ pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
         return remove(dir).context("cannot detach");
     }
     let mut hooks = hooks;
-    hooks.retain(|hook| interfaces.contains(&hook.iface));
+    hooks.retain(|hook| is_named(&hook.device));
     hooks.sort_by_key(|hook| std::cmp::Reverse(hook.place));
     for hook in hooks {
-        message::detail(&format!("detaching from {}", hook.iface));
+        let iface = dir.name_of(&hook.device);
+        message::detail(&format!("detaching from {iface}"));
         hook.remove(&dir.links(), dir.owner(), false)
-            .with_context(|| format!("cannot detach from {}", hook.iface))?;
+            .with_context(|| format!("cannot detach from {iface}"))?;
     }
-    for iface in qdiscs(&dir.links())?.iter().filter(|iface| interfaces.contains(iface)) {
-        remove_qdisc(iface, &dir.links(), false)
-            .with_context(|| format!("cannot remove the qdisc of {iface}"))?;
+    for device in qdiscs(&dir.links())?.iter().filter(|device| is_named(device)) {
+        remove_qdisc(device, &dir.links(), false)
+            .with_context(|| format!("cannot remove the qdisc of {}", dir.name_of(device)))?;
     }
     Ok(())
 }

@@ -14,8 +14,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::bail;
+use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::mount::mount;
+use nix::net::if_::if_indextoname;
 use nix::net::if_::if_nameindex;
 use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::BPF_FS_MAGIC;
@@ -88,7 +90,15 @@ pub fn index_of(name: &str) -> io::Result<i32> {
     i32::try_from(if_nametoindex(name)?).map_err(io::Error::other)
 }
 
-/// The same for one that should be there.
+/// The name that an interface has now.
+pub fn name_of(index: i32) -> io::Result<String> {
+    let index = u32::try_from(index).map_err(io::Error::other)?;
+    let name = if_indextoname(index)?.to_string_lossy().into_owned();
+    // nix 0.31 takes a failure for the empty name.
+    if name.is_empty() { Err(Errno::ENODEV.into()) } else { Ok(name) }
+}
+
+/// The same as [`index_of`] for one that should be there.
 pub fn interface(name: &str) -> Result<i32> {
     if let Ok(index) = index_of(name) {
         return Ok(index);

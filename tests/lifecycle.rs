@@ -18,7 +18,6 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
 
-use bmc::hook::Hook;
 use bmc::hook::Place;
 use bmc::instance::Dir;
 use bmc::instance::set_idle;
@@ -107,12 +106,6 @@ impl Bed {
 
     fn pins(&self) -> PathBuf {
         common::pins(self.net.instance())
-    }
-
-    /// One of what is pinned.
-    fn a_hook(&self) -> Hook {
-        let hooks = Dir::of(self.net.instance()).hooks().expect("pins");
-        hooks.into_iter().next().expect("something is attached")
     }
 
     fn leftover(&self) -> PathBuf {
@@ -467,6 +460,7 @@ fn an_interface_that_disappears_is_noticed_and_detached() {
         let status = bed.status();
         assert_eq!(status["interfaces"][0]["state"], "up", "{status}");
         assert_eq!(status["interfaces"][1]["state"], "gone", "{status}");
+        assert_eq!(status["interfaces"][1]["name"], "eth1", "{status}");
         // One of the same name is another interface.
         ip(&pair);
         assert_ne!(bed.status()["interfaces"][1]["state"], "up");
@@ -477,6 +471,36 @@ fn an_interface_that_disappears_is_noticed_and_detached() {
         bed.expect(DONE, &["detach"]);
         assert!(!bed.pins().exists());
         assert_eq!(hooks(&bed.net).qdiscs, bed.before.qdiscs);
+    }
+}
+
+#[test]
+fn an_interface_that_is_renamed_stays_the_same() {
+    if !can_run("an_interface_that_is_renamed_stays_the_same") {
+        return;
+    }
+    for tc in [TCX, CLSACT] {
+        let mut bed = Bed::new("renamed", tc);
+        bed.attach(&[]);
+        let rename = |from: &str, to: &str| {
+            for args in [&["down"][..], &["name", to], &["up"]] {
+                let device = if args == ["up"] { to } else { from };
+                run(bed.net.server.command("ip").args(["link", "set", device]).args(args));
+            }
+        };
+        rename(Net::DEVICE, "wan.0");
+        bed.assert_works("native");
+        assert_eq!(bed.status()["interfaces"][0]["name"], "wan.0");
+        let programs = bed.programs();
+        bed.expect(DONE, &[&["attach", "wan.0", "--replace"], &MEMORY[..]].concat());
+        bed.assert_works("native");
+        assert_ne!(bed.programs(), programs, "they were exchanged");
+        assert_eq!(bed.status()["interfaces"].as_array().map(Vec::len), Some(1));
+        bed.expect(NOT_ATTACHED, &["detach", Net::DEVICE]);
+        bed.expect(DONE, &["detach", "wan.0"]);
+        rename("wan.0", Net::DEVICE);
+        bed.before.qdiscs = hooks(&bed.net).qdiscs; // going down made them anew
+        bed.assert_clean();
     }
 }
 
@@ -560,7 +584,9 @@ fn what_a_killed_replace_exchanged_is_put_back() {
         let bed = Bed::new("put-back", tc);
         bed.attach(&[]);
         let dir = Dir::of(bed.net.instance());
-        let hook = Hook { iface: Net::DEVICE.into(), place: Place::Ingress, ..bed.a_hook() };
+        let hooks = dir.hooks().expect("pins").into_iter();
+        let mut ours = hooks.filter(|hook| hook.device.first_name == Net::DEVICE);
+        let hook = ours.find(|hook| hook.place == Place::Ingress).expect("it is attached");
         let program = || bed.net.server.within(|| hook.program_id(dir.owner(), &dir.links()));
         let before = program();
         assert!(before.is_some());
