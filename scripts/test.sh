@@ -12,6 +12,7 @@
 #                       thorough run takes 1000000
 #   BMC_MODEL=full      the larger bounds of tests/model
 #   BMC_STRESS_OPS=N    operations of tests/stress (200000)
+#   BMC_FAULT_SECONDS=N how long tests/faults goes on (40)
 #   BMC_TRANSPARENT_COMMANDS=N
 #                       commands of tests/transparent (20000)
 #   BMC_FUZZ_RUNS=N     frames of tests/datapath/fuzz.rs (200000)

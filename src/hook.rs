@@ -114,20 +114,26 @@ pub fn qdisc_name(device: &Device) -> String {
     format!("{}_{QDISC}", device.record())
 }
 
-/// An interface of one network namespace, as pins record it. Its index stays when
-/// somebody renames it, and no other interface gets it.
+/// An interface, as pins record it. Its index stays when somebody renames it, and
+/// no other interface of the network namespace gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Its name when it was attached to.
     pub first_name: String,
-    /// What the kernel knows it by.
+    /// Its index then.
+    first_index: i32,
+    /// Its index now: another one if it was in another network namespace meanwhile.
     pub index: i32,
 }
 
 impl Device {
+    fn new(first_name: String, index: i32) -> Self {
+        Self { first_name, first_index: index, index }
+    }
+
     /// The interface that has this name now.
     pub fn named(name: &str) -> anyhow::Result<Self> {
-        Ok(Self { first_name: name.into(), index: system::interface(name)? })
+        Ok(Self::new(name.into(), system::interface(name)?))
     }
 
     /// Its name now, or what it was as long as it was there.
@@ -137,11 +143,12 @@ impl Device {
 
     fn from_record(text: &str) -> Option<Self> {
         let (name, index) = text.rsplit_once('_')?;
-        Some(Self { first_name: unescape(name), index: index.parse().ok()? })
+        Some(Self::new(unescape(name), index.parse().ok()?))
     }
 
-    fn record(&self) -> String {
-        format!("{}_{}", escape(&self.first_name), self.index)
+    /// As which it is recorded.
+    pub fn record(&self) -> String {
+        format!("{}_{}", escape(&self.first_name), self.first_index)
     }
 }
 
@@ -167,8 +174,20 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// The hook of a pin in a directory, where it is now.
+    pub fn pinned(name: &str, dir: &Path) -> Option<Self> {
+        let mut hook = Self::from_name(name)?;
+        if hook.carrier == Carrier::Link {
+            let index = hook.link(dir).map_or(0, |(_, info)| info.ifindex);
+            if let Ok(index @ 1..) = i32::try_from(index) {
+                hook.device.index = index;
+            }
+        }
+        Some(hook)
+    }
+
     /// Reads a pin's name.
-    pub fn from_name(name: &str) -> Option<Self> {
+    fn from_name(name: &str) -> Option<Self> {
         let (device, suffix) = name.rsplit_once('_')?;
         let (_, place, carrier) = SUFFIXES.iter().find(|(s, ..)| *s == suffix)?;
         Some(Self { device: Device::from_record(device)?, place: *place, carrier: *carrier })
@@ -410,7 +429,7 @@ mod tests {
     fn reads_the_names_it_gives() {
         for (_, place, carrier) in SUFFIXES {
             for iface in ["eth0", "a_native", "eth0.100"] {
-                let device = Device { first_name: iface.into(), index: 7 };
+                let device = Device::new(iface.into(), 7);
                 let hook = Hook { device, place, carrier };
                 assert!(!hook.name().contains('.'));
                 assert_eq!(Hook::from_name(&hook.name()), Some(hook));

@@ -245,11 +245,12 @@ impl Dir {
     /// Its hooks.
     pub fn hooks(&self) -> io::Result<Vec<Hook>> {
         let mut hooks = Vec::new();
-        for entry in fs::read_dir(self.links())? {
-            hooks.extend(entry?.file_name().to_str().and_then(Hook::from_name));
+        let links = self.links();
+        for entry in fs::read_dir(&links)? {
+            let name = entry?.file_name();
+            hooks.extend(name.to_str().and_then(|name| Hook::pinned(name, &links)));
         }
-        let order = |hook: &Hook| (hook.device.first_name.clone(), hook.device.index, hook.place);
-        hooks.sort_by_key(order);
+        hooks.sort_by_key(|hook| (hook.device.record(), hook.place));
         Ok(hooks)
     }
 
@@ -446,12 +447,17 @@ impl Instance {
     pub fn interfaces(&self) -> Result<Vec<Interface>> {
         let hooks = self.hooks()?;
         let links = self.dir.links();
+        let is_here = self.dir.is_here();
         let mut interfaces = Vec::new();
-        for hooks in hooks.chunk_by(|a, b| a.device == b.device) {
+        for hooks in hooks.chunk_by(|a, b| a.device.record() == b.device.record()) {
             if hooks[0].is_on_loopback() {
                 continue;
             }
-            let runs = |hook: &&Hook| hook.program_id(self.dir.owner(), &links).is_some();
+            let runs = |hook: &&Hook| {
+                let (owner, links) = (self.dir.owner(), &links);
+                let is_in_place = is_here && hook.is_in_place(owner, links);
+                is_in_place || !is_here && hook.program_id(owner, links).is_some()
+            };
             let all = [Place::Egress, Place::Ingress]
                 .iter()
                 .all(|place| hooks.iter().any(|hook| hook.place == *place));

@@ -400,6 +400,8 @@ fn receive(socket: &UdpSocket, limit: Duration) -> Option<(Vec<u8>, SocketAddr)>
                 return Some((buffer, sender));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // Nobody listened when the request came.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => panic!("cannot receive: {error}"),
         }

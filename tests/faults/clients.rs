@@ -51,6 +51,13 @@ struct Moment {
     loss: u64,
 }
 
+impl Moment {
+    /// Whether nothing may get lost.
+    fn is_calm(self) -> bool {
+        self.loss % 2 == 0
+    }
+}
+
 impl World {
     /// Requests may get lost while this runs.
     pub(crate) fn lossy<T>(&self, fault: impl FnOnce() -> T) -> T {
@@ -102,10 +109,11 @@ pub(crate) struct Client<'a> {
     number: usize,
     rng: Rng,
     udp: UdpSocket,
-    tcp: Option<BufReader<TcpStream>>,
-    /// Part of the keys' names: what a connection that was given up may still
-    /// write belongs to the ones before.
-    era: u32,
+    /// A connection, and when it was made.
+    tcp: Option<(BufReader<TcpStream>, Moment)>,
+    /// How often each key got a new name, because a connection that was given up may
+    /// still write the one before.
+    eras: [u32; KEYS],
     /// The values that memcached acknowledged, and in which life.
     values: HashMap<String, (Vec<u8>, u64)>,
     next_id: u16,
@@ -132,7 +140,7 @@ impl<'a> Client<'a> {
             rng: Rng::new(seed),
             udp,
             tcp: None,
-            era: 0,
+            eras: [0; KEYS],
             values: HashMap::new(),
             next_id: 0,
             tally: Tally::default(),
@@ -142,8 +150,9 @@ impl<'a> Client<'a> {
     /// Writes and reads until the world stops.
     pub(crate) fn run(mut self) -> Tally {
         while self.world.stopped.load(SeqCst) == 0 {
-            let key = format!("k{}-{}-{}", self.number, self.era, self.rng.below(KEYS));
-            let done = if self.rng.chance(8) { self.set(&key) } else { self.get(&key) };
+            let nth = self.rng.below(KEYS);
+            let key = format!("k{}-{nth}-{}", self.number, self.eras[nth]);
+            let done = if self.rng.chance(8) { self.set(nth, &key) } else { self.get(&key) };
             if let Err(why) = done {
                 self.world.fail(format!("client {}: {key}: {why}", self.number));
             }
@@ -160,22 +169,22 @@ impl<'a> Client<'a> {
         let request = [&id[..], &[0, 0, 0, 1, 0, 0], b"get ", key.as_bytes(), b"\r\n"].concat();
         let mut buffer = [0; 2000];
         let mut length = None;
-        // Without a network, or a memcached, these are errors for a while.
-        let mut is_lost = self.udp.send(&request).is_err();
-        while length.is_none() && !is_lost && sent.elapsed() < LOST {
+        let mut is_sent = false;
+        // If it may have been lost there is no use to wait.
+        while length.is_none() && sent.elapsed() < LOST && self.world.now().loss == before.loss {
+            // The first error may be about an earlier one, which nobody received.
+            is_sent = is_sent || self.udp.send(&request).is_ok();
             match self.udp.recv(&mut buffer) {
                 Ok(len) if buffer[..2] == id => length = Some(len),
                 Ok(_) => {} // a late one
-                Err(err) => is_lost = err.kind() != io::ErrorKind::WouldBlock,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => sleep(Duration::from_millis(5)),
             }
-            // Then it may have been: no use to wait.
-            is_lost |= self.world.now().loss != before.loss;
         }
         let after = self.world.now();
         let Some(text) = length.map(|length| &buffer[8..length]) else {
-            sleep(Duration::from_millis(5));
             self.tally.lost += 1;
-            if before.loss.is_multiple_of(2) && before.loss == after.loss {
+            if before.is_calm() && before.loss == after.loss {
                 return Err(format!("no answer within {LOST:?}"));
             }
             return Ok(());
@@ -192,7 +201,7 @@ impl<'a> Client<'a> {
         };
         let is_right = if life == after.life {
             found.as_ref() == value
-        } else if life < before.life && before.life.is_multiple_of(2) {
+        } else if life < before.life && before.life % 2 == 0 {
             found.is_none()
         } else {
             found.is_none() || found.as_ref() == value
@@ -208,7 +217,7 @@ impl<'a> Client<'a> {
         ))
     }
 
-    fn set(&mut self, key: &str) -> Result<(), String> {
+    fn set(&mut self, nth: usize, key: &str) -> Result<(), String> {
         let before = self.world.now();
         let number = self.rng.number();
         let length = 20 + self.rng.below(400);
@@ -218,17 +227,16 @@ impl<'a> Client<'a> {
         let after = self.world.now();
         self.tally.sets += 1;
         match result {
-            Ok(()) if before.life == after.life && before.life.is_multiple_of(2) => {
+            Ok(()) if before.life == after.life && before.life % 2 == 0 => {
                 self.values.insert(key.into(), (value, before.life));
                 Ok(())
             }
-            Err(err) if before.loss.is_multiple_of(2) && before.loss == after.loss => {
+            Err(err) if before.is_calm() && self.tcp.as_ref().is_none_or(|t| t.1 == after) => {
                 Err(format!("cannot be stored: {err}"))
             }
             _ => {
                 self.tcp = None;
-                self.era += 1;
-                self.values.clear();
+                self.eras[nth] += 1;
                 Ok(())
             }
         }
@@ -236,8 +244,8 @@ impl<'a> Client<'a> {
 
     fn store(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         let tcp = match &mut self.tcp {
-            Some(tcp) => tcp,
-            none => none.insert(connect(self.namespace)?),
+            Some((tcp, _)) => tcp,
+            none => &mut none.insert((connect(self.namespace)?, self.world.now())).0,
         };
         let request =
             [format!("set {key} 0 0 {}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat();

@@ -11,6 +11,7 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
@@ -33,6 +34,7 @@ use serde_json::Value;
 use clients::Client;
 use clients::Tally;
 use clients::World;
+use common::Bmc;
 use common::Memcached;
 use common::Net;
 use common::PATIENCE;
@@ -47,6 +49,8 @@ use common::run;
 use common::total;
 
 const CLIENTS: usize = 3;
+const ATTACH: [&str; 7] =
+    ["attach", Net::DEVICE, "--memory", "16M", "--unknown-ttl", "60s", "--replace"];
 
 /// A network, memcached, bmc, and what the clients are told of their fate.
 struct Scene<'a> {
@@ -74,7 +78,7 @@ impl Scene<'_> {
     }
 
     fn attach(&self) {
-        self.bmc(&["attach", Net::DEVICE, "--memory", "16M", "--unknown-ttl", "60s", "--replace"]);
+        self.bmc(&ATTACH);
     }
 
     fn ip(&self, line: &str) -> Output {
@@ -175,7 +179,7 @@ const FAULTS: [Fault; 14] = [
         scene.world.lossy(|| {
             assert!(scene.ip(&format!("link set eth0 name away0 netns {client}")).status.success());
             let status = scene.status();
-            assert!(status.to_string().contains("gone"), "{status}");
+            assert_eq!(status["interfaces"][0]["state"], "gone", "{status}");
             let server = scene.net.server.name();
             let mut back = scene.net.client.command("ip");
             run(back.args(["link", "set", "away0", "name", "eth0", "netns", server]));
@@ -193,9 +197,8 @@ const FAULTS: [Fault; 14] = [
     }),
     ("the programs are exchanged", |scene| scene.exchange()),
     ("bmc is killed while it exchanges them", |scene| {
-        let args = ["attach", Net::DEVICE, "--replace", "--memory", "16M"];
         let mut child = scene
-            .command(scene.net.instance(), &args)
+            .command(scene.net.instance(), &ATTACH)
             .stderr(Stdio::null())
             .spawn()
             .expect("bmc can be run");
@@ -235,7 +238,8 @@ const FAULTS: [Fault; 14] = [
         run(Command::new("umount").arg("/sys/fs/bpf"));
         assert_eq!(scene.output(&["status"]).status.code(), Some(3));
         run(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]));
-        scene.attach();
+        // The kernel takes its time to let programs go that lost their pins.
+        assert!(eventually(PATIENCE, || scene.output(&ATTACH).status.success()));
     }),
     ("the clock jumps", |scene| {
         const HOUR: i64 = 3600;
@@ -341,11 +345,11 @@ fn whatever_goes_wrong_no_answer_is_wrong_or_missing() {
         let stop = Stop(&world);
         scene.assert_works("the start");
         let start = Instant::now();
-        let mut next = 0;
+        let mut begun = 0;
         while start.elapsed() < Duration::from_secs(seconds) && world.failure().is_none() {
             // Each once, then at random.
-            let nth = if next < FAULTS.len() { next } else { scene.rng.below(FAULTS.len()) };
-            next += 1;
+            let nth = if begun < FAULTS.len() { begun } else { scene.rng.below(FAULTS.len()) };
+            begun += 1;
             let (name, fault) = FAULTS[nth];
             eprintln!("{:6.2} s: {name}", start.elapsed().as_secs_f64());
             fault(&mut scene);
@@ -376,6 +380,90 @@ fn whatever_goes_wrong_no_answer_is_wrong_or_missing() {
     let gone = || !scene.seen.iter().any(|(kind, id)| is_loaded(kind, *id));
     assert!(scene.seen.len() > 20, "{:?}", scene.seen);
     assert!(eventually(PATIENCE, gone), "something of {:?} is still loaded", scene.seen);
+}
+
+#[test]
+fn a_full_disk_is_told_and_changes_nothing() {
+    if !can_run("a_full_disk") {
+        return;
+    }
+    let net = Rc::new(Net::new("faults-full"));
+    let bmc = Bmc::attach(&net, &["--memory", "16M"]);
+    for args in [
+        &["status"][..],
+        &["status", "--json"],
+        &["stats"],
+        &["stats", "--format", "prometheus"],
+        &["stats", "--watch", "--json"],
+        &["entries", "--json"],
+        &["bench", "--list"],
+        &["completions", "bash"],
+        &["man"],
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").expect("it is there");
+        let mut command = net.server.command(env!("CARGO_BIN_EXE_bmc"));
+        command.args(["--instance", net.instance()]).args(args).stdout(full);
+        let output = command.output().expect("bmc can be run");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {errors}");
+        assert!(errors.contains("No space left on device"), "{args:?}: {errors}");
+    }
+    assert_eq!(bmc.total("hits"), 0);
+}
+
+/// A memory cgroup with a limit, of either version; removed on drop.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(limit: &str) -> Option<Self> {
+        let limits =
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        limits.into_iter().find_map(|(root, file)| {
+            let group = Self(Path::new(root).join(format!("bmc-test-{}", std::process::id())));
+            fs::create_dir(&group.0).ok()?;
+            fs::write(group.0.join(file), limit).ok()?;
+            Some(group)
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // As soon as what was in it has ended.
+        if !eventually(PATIENCE, || fs::remove_dir(&self.0).is_ok()) {
+            eprintln!("cannot remove {}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn memory_that_the_kernel_does_not_give_is_told_and_leaves_nothing() {
+    if !can_run("memory_that_the_kernel_does_not_give") {
+        return;
+    }
+    let Some(cgroup) = Cgroup::new("64M") else {
+        eprintln!("skipped: no memory cgroup can be made here");
+        return;
+    };
+    let net = Rc::new(Net::new("faults-memory"));
+    let attach = |memory: &str| {
+        let mut shell = net.server.command("sh");
+        let script = "echo $$ > \"$1\"/cgroup.procs && shift && exec \"$@\"";
+        shell.args(["-c", script, "sh"]).arg(&cgroup.0).arg(env!("CARGO_BIN_EXE_bmc"));
+        shell.args(["--instance", net.instance(), "attach", Net::DEVICE, "--memory", memory]);
+        shell.output().expect("sh can be run")
+    };
+    let refused = attach("256M");
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("memory"), "{errors}");
+    assert!(!pins(net.instance()).exists(), "pins are left");
+    assert_eq!(attach("16M").status.code(), Some(0), "what is there can be had");
+    run(net.server.command(env!("CARGO_BIN_EXE_bmc")).args([
+        "--instance",
+        net.instance(),
+        "detach",
+    ]));
 }
 
 /// Stops the clients when dropped.
