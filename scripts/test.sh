@@ -40,7 +40,7 @@ skip() {
 before=$(git status --porcelain)
 
 need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19 \
-	libclang-rt-19-dev
+	libclang-rt-19-dev prometheus # for promtool
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done

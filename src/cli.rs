@@ -65,12 +65,26 @@ impl Cli {
     /// Reads the command line; does not return if it is wrong.
     pub fn read() -> Self {
         let cli = Self::parse();
-        if let Command::Attach(attach) = &cli.command {
-            if let Err(why) = attach.check() {
-                Self::command().error(ErrorKind::TooManyValues, why).exit();
-            }
+        if let Err((kind, why)) = cli.check() {
+            Self::command().error(kind, why).exit();
         }
         cli
+    }
+
+    /// What is wrong beyond what single arguments can be asked.
+    pub fn check(&self) -> Result<(), (ErrorKind, String)> {
+        match &self.command {
+            Command::Attach(attach) => {
+                attach.check().map_err(|why| (ErrorKind::TooManyValues, why))
+            }
+            Command::Stats(stats)
+                if stats.watch.is_some() && stats.format == Format::Prometheus =>
+            {
+                let why = "--watch does not go with --format prometheus: a scrape is one page";
+                Err((ErrorKind::ArgumentConflict, why.into()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -233,7 +247,6 @@ impl Attach {
         ports
     }
 
-    /// What is wrong beyond what single arguments can be asked.
     fn check(&self) -> Result<(), String> {
         if self.ports().len() > PORTS_MAX {
             return Err(format!("--port is given more than {PORTS_MAX} times"));
@@ -276,6 +289,10 @@ pub struct Stats {
     pub per_cpu: bool,
 
     /// Print again and again, every so many seconds
+    ///
+    /// Until the instance is detached (exit code 3) or a signal ends it (0).
+    /// Counters that a replaced instance does not keep start at 0 again; "since"
+    /// in JSON tells that.
     #[arg(
         long,
         value_name = "SECS",

@@ -54,6 +54,7 @@ use crate::hook::qdisc_name;
 use crate::hook::qdiscs;
 use crate::hook::remove_qdisc;
 use crate::kernel;
+use crate::kernel::ProgInfo;
 use crate::layout::LAYOUT;
 use crate::message;
 use crate::skel::types::bmc_class;
@@ -74,7 +75,7 @@ const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";
 
 /// The programs, as they are pinned.
-pub const PROGRAMS: [&str; 6] = ["rx", "rx_tc", "tx", "now", "flush", GONE];
+const PROGRAMS: [&str; 6] = ["rx", "rx_tc", "tx", "now", "flush", GONE];
 
 /// The one that is told when memcached stops to listen.
 pub const GONE: &str = "gone";
@@ -87,15 +88,27 @@ pub const WATCH: &str = "watch";
 pub struct NotAttached(String);
 
 impl NotAttached {
-    /// Says so about an instance, or an interface.
-    pub fn new(what: &str) -> Self {
-        Self(what.into())
+    /// Says so about an interface.
+    fn interface(name: &str) -> Self {
+        Self(format!("{name} is not attached"))
+    }
+
+    /// Says so about an instance, and which ones are.
+    fn instance(name: &str) -> Self {
+        let mut others = names().unwrap_or_default();
+        others.retain(|other| !other.starts_with(NEW));
+        let hint = if others.is_empty() {
+            String::new()
+        } else {
+            format!(" (attached are: {}; --instance chooses)", others.join(", "))
+        };
+        Self(format!("instance {name} is not attached{hint}"))
     }
 }
 
 impl fmt::Display for NotAttached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not attached", self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -410,7 +423,7 @@ impl Instance {
     pub fn find(name: &str) -> Result<Self> {
         let dir = Dir::of(name);
         if !dir.exists() {
-            bail!(NotAttached::new(&format!("instance {name}")));
+            bail!(NotAttached::instance(name));
         }
         Ok(Self { dir, name: name.into() })
     }
@@ -498,6 +511,13 @@ impl Instance {
         Ok(bytes)
     }
 
+    /// What the kernel says about its programs.
+    pub fn programs(&self) -> Result<Vec<ProgInfo>> {
+        let watches = self.dir.watches_memcached();
+        let names = PROGRAMS.into_iter().filter(|name| watches || *name != GONE);
+        names.map(|name| Ok(kernel::prog_info(self.dir.program(name)?.as_fd())?)).collect()
+    }
+
     /// What became of the memory for slots, by their size; classes that have none
     /// are left out.
     pub fn classes(&self) -> Result<Vec<Class>> {
@@ -516,6 +536,11 @@ impl Instance {
     pub fn since(&self) -> Option<SystemTime> {
         let secs = self.dir.noted("since")?.to_str()?.parse().ok()?;
         Some(UNIX_EPOCH + Duration::from_secs(secs))
+    }
+
+    /// The same in seconds since 1970.
+    pub fn since_unix(&self) -> Option<u64> {
+        Some(self.since()?.duration_since(UNIX_EPOCH).ok()?.as_secs())
     }
 }
 
@@ -588,7 +613,7 @@ pub fn others(than: &str) -> Result<Vec<Instance>> {
 /// Detaches an instance from interfaces, or from all when none is given.
 pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
     let Some(_lock) = Lock::exclusive()? else {
-        bail!(NotAttached::new(&format!("instance {name}")));
+        bail!(NotAttached::instance(name));
     };
     let instance = Instance::find(name)?;
     let dir = &instance.dir;
@@ -599,7 +624,7 @@ pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
     let is_named = |device: &Device| interfaces.contains(&dir.name_of(device));
     let is_attached = |iface: &String| hooks.iter().any(|hook| dir.name_of(&hook.device) == *iface);
     if let Some(iface) = interfaces.iter().find(|iface| !is_attached(iface)) {
-        bail!(NotAttached::new(iface));
+        bail!(NotAttached::interface(iface));
     }
     let stays = |hook: &Hook| !hook.is_on_loopback() && !is_named(&hook.device);
     if interfaces.is_empty() || !hooks.iter().any(stays) {

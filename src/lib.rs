@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod layout;
 pub mod memcached;
 pub mod message;
+pub mod metrics;
 pub mod netlink;
 pub mod output;
 pub mod random;

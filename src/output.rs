@@ -5,9 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
-use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
 use clap::CommandFactory as _;
@@ -16,10 +14,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Cli;
-use crate::instance::GONE;
 use crate::instance::Instance;
-use crate::instance::PROGRAMS;
-use crate::kernel;
 use crate::kernel::ProgInfo;
 use crate::skel::types::bmc_config;
 use crate::system;
@@ -90,11 +85,7 @@ fn allowed(cfg: &bmc_config) -> Vec<String> {
 pub fn status(name: &str, as_json: bool, out: &mut impl Write) -> Result<()> {
     let (instance, _lock) = Instance::open(name)?;
     let cfg = instance.config()?;
-    let mut programs = Vec::new();
-    let watches = instance.dir.watches_memcached();
-    for name in PROGRAMS.into_iter().filter(|name| watches || *name != GONE) {
-        programs.push(kernel::prog_info(instance.dir.program(name)?.as_fd())?);
-    }
+    let programs = instance.programs()?;
     if as_json {
         writeln!(out, "{}", status_json(&instance, &cfg, &programs)?)?;
     } else {
@@ -125,7 +116,7 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
         "state": if instance.is_idle()? { "idle" } else { "caching" },
-        "since": instance.since().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map(|t| t.as_secs()),
+        "since": instance.since_unix(),
         "interfaces": interfaces,
         "loopback": instance.watches_loopback()?,
         "ports": ports,

@@ -2,12 +2,14 @@
 //! The counters: read, summed, subtracted, shown.
 
 use std::io::Write;
+use std::process;
 use std::thread::sleep;
 use std::time::Instant;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Context as _;
+use anyhow::Error;
 use anyhow::Result;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
@@ -18,6 +20,8 @@ use serde_json::json;
 use crate::cli;
 use crate::cli::Format;
 use crate::instance::Instance;
+use crate::instance::NotAttached;
+use crate::metrics;
 use crate::output::grouped;
 use crate::skel::types::bmc_stats;
 
@@ -70,14 +74,14 @@ const _: () = assert!(size_of::<bmc_stats>() == COUNT * size_of::<u64>());
 
 /// Counters that are shown together: their prefix, the name of all, and what
 /// it means.
-const GROUPS: [(&str, &str, &str); 3] = [
+pub const GROUPS: [(&str, &str, &str); 3] = [
     ("pass_", "passes", "UDP requests left to memcached although they might be answered"),
     ("lease_", "lease_refusals", "Leases not given"),
     ("fill_", "fill_refusals", "Values in replies that did not become entries"),
 ];
 
 /// The group of a counter, and its name therein.
-fn group(name: &str) -> Option<(&'static str, &str)> {
+pub fn group(name: &str) -> Option<(&'static str, &str)> {
     GROUPS.iter().find_map(|(prefix, group, _)| Some((*group, name.strip_prefix(prefix)?)))
 }
 
@@ -119,11 +123,13 @@ impl Counters {
         self.0[position.expect("callers name counters of the table")]
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// Each with its name, in the order of [`COUNTERS`].
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         COUNTERS.iter().zip(self.0).map(|((name, _), count)| (*name, count))
     }
 
-    fn of_group<'a>(&'a self, of: &'a str) -> impl Iterator<Item = (&'static str, u64)> + 'a {
+    /// Those of a group, by their names therein.
+    pub fn of_group<'a>(&'a self, of: &'a str) -> impl Iterator<Item = (&'static str, u64)> + 'a {
         self.iter().filter_map(move |(name, count)| {
             group(name).filter(|(g, _)| *g == of).map(|(_, rest)| (rest, count))
         })
@@ -172,6 +178,11 @@ impl Sample {
         let cpus = values.iter().map(|bytes| Counters::from_bytes(bytes)).collect::<Option<_>>();
         let cpus = cpus.context("the counters are another version's")?;
         Ok(Self { at: Instant::now(), cpus })
+    }
+
+    /// Of each CPU.
+    pub fn cpus(&self) -> &[Counters] {
+        &self.cpus
     }
 
     /// Of all CPUs together.
@@ -224,6 +235,8 @@ pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
     let Some(interval) = args.watch else {
         return print(format, args.per_cpu, name, true, out);
     };
+    // Each line is written by one call, so this never cuts one off.
+    ctrlc::set_handler(|| process::exit(0)).context("cannot wait for signals")?;
     let mut rounds = 0..args.count.unwrap_or(u64::MAX);
     if format == Format::Table && !args.per_cpu {
         let wait = || {
@@ -237,9 +250,14 @@ pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
     }
     for _ in rounds {
         sleep(interval);
-        print(format, args.per_cpu, name, false, out)?;
+        print(format, args.per_cpu, name, false, out).map_err(ended)?;
     }
     Ok(())
+}
+
+/// Says that it is not the first look at an instance that found none.
+fn ended(err: Error) -> Error {
+    if err.is::<NotAttached>() { err.context("nothing is left to watch") } else { err }
 }
 
 fn print(
@@ -255,7 +273,7 @@ fn print(
         Format::Table => table(&sample, per_cpu),
         Format::Json => json(&instance, &sample, per_cpu)?,
         Format::Csv => csv(&sample, per_cpu, is_first),
-        Format::Prometheus => prometheus(&instance, &sample, per_cpu)?,
+        Format::Prometheus => metrics::page(&instance, &sample, per_cpu)?,
     };
     drop(lock);
     out.write_all(text.as_bytes())?;
@@ -303,6 +321,7 @@ fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
         "time": unix_time(),
+        "since": instance.since_unix(),
         "interfaces": interfaces,
         "totals": sample.total().to_json(),
     });
@@ -350,40 +369,6 @@ fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
     text
 }
 
-fn prometheus(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
-    let label = format!("instance=\"{}\"", instance.name);
-    // One series a CPU instead of their sum: Prometheus adds up by itself.
-    let series: Vec<_> = if per_cpu {
-        let cpus = sample.cpus.iter().enumerate();
-        cpus.map(|(cpu, counters)| (format!("{label},cpu=\"{cpu}\""), *counters)).collect()
-    } else {
-        vec![(label.clone(), sample.total())]
-    };
-    let metric = |name: &str, help: &str, kind: &str| {
-        format!("# HELP bmc_{name} {help}.\n# TYPE bmc_{name} {kind}\n")
-    };
-    let mut all = String::new();
-    for (name, help) in COUNTERS.iter().filter(|(name, _)| group(name).is_none()) {
-        all += &metric(&format!("{name}_total"), help, "counter");
-        for (labels, counters) in &series {
-            all += &format!("bmc_{name}_total{{{labels}}} {}\n", counters.get(name));
-        }
-    }
-    for (_, of, help) in GROUPS {
-        all += &metric(&format!("{of}_total"), help, "counter");
-        for (labels, counters) in &series {
-            for (reason, count) in counters.of_group(of) {
-                all += &format!("bmc_{of}_total{{{labels},reason=\"{reason}\"}} {count}\n");
-            }
-        }
-    }
-    all += &metric("memory_bytes", "Memory that the cache locks", "gauge");
-    all += &format!("bmc_memory_bytes{{{label}}} {}\n", instance.memory_locked()?);
-    all += &metric("up", "Whether the cache works (1) or idles (0)", "gauge");
-    all += &format!("bmc_up{{{label}}} {}\n", u8::from(!instance.is_idle()?));
-    Ok(all)
-}
-
 /// Prints a line of rates after each wait, until that says to end.
 pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) -> Result<()> {
     const TITLE_EVERY: u64 = 20;
@@ -397,7 +382,7 @@ pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) 
         if line % TITLE_EVERY == 0 {
             writeln!(out, "{}", Rates::TITLE)?;
         }
-        let after = take()?;
+        let after = take().map_err(ended)?;
         writeln!(out, "{}", Rates::between(&before, &after).line())?;
         out.flush()?;
         before = after;

@@ -106,6 +106,7 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         (&["stats", "--format", "xml"], "possible values: table, json, csv, prometheus"),
         (&["stats", "--json", "--format", "csv"], "cannot be used with"),
         (&["stats", "--count", "3"], "--watch"),
+        (&["stats", "--watch", "--format", "prometheus"], "a scrape is one page"),
         (&["stats", "--watch", "never"], "not a number of seconds"),
         (&["stats", "--watch", "0"], "not within"),
         (&["entries", "--key", ""], "1 to 250 bytes"),
