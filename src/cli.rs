@@ -171,7 +171,11 @@ pub enum Command {
     /// Print the manual page
     ///
     /// To read it: bmc man | man -l -
-    Man,
+    Man {
+        /// Of one command alone; of all when omitted
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
 }
 
 /// Arguments of `bmc attach`.

@@ -54,7 +54,8 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "bmc", &mut text);
             out.write_all(&text)?;
         }
-        Command::Man => output::man(&mut out)?,
+        Command::Man { command: None } => output::man(&mut out)?,
+        Command::Man { command: Some(command) } => output::man_of(&command, &mut out)?,
     }
     Ok(out.flush()?)
 }

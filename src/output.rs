@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use anyhow::Result;
 use clap::CommandFactory as _;
 use clap_mangen::Man;
@@ -202,6 +203,17 @@ pub fn man(out: &mut impl Write) -> Result<()> {
     let mut text = Vec::new();
     page.render_extra_section(&mut text)?;
     write!(out, "{}", String::from_utf8(text)?.replace(".SH EXTRA", ".SH \"EXIT STATUS\""))?;
+    Ok(())
+}
+
+/// `bmc man <COMMAND>`: the page of one command.
+pub fn man_of(name: &str, out: &mut impl Write) -> Result<()> {
+    let mut cli = Cli::command();
+    // Gives the page the name "bmc-attach", and the global options.
+    cli.build();
+    let command = cli.find_subcommand(name);
+    let command = command.with_context(|| format!("no such command: {name} (see bmc --help)"))?;
+    Man::new(command.clone()).render(out)?;
     Ok(())
 }
 
