@@ -22,4 +22,5 @@ done
 for shell in bash zsh fish; do
 	"$bmc" completions "$shell" >"$release/package/$shell"
 done
+gzip --best --no-name "$release"/package/man/*
 cargo deb --no-build --quiet --locked ${1:+--deb-version "$1"}
