@@ -87,7 +87,9 @@ pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
     Ok(())
 }
 
-/// The addresses of interfaces and the loopback, in this order.
+/// The addresses of interfaces and the loopback, in this order. Not the link-local
+/// ones of IPv6: a connection to those from this machine crosses the loopback, where
+/// the kernel finds no socket for them, so it would empty a cache that is replaced.
 fn addresses(interfaces: &[String]) -> Vec<SocketAddr> {
     let known: Vec<_> = getifaddrs().map(Iterator::collect).unwrap_or_default();
     let mut addresses = Vec::new();
@@ -95,7 +97,8 @@ fn addresses(interfaces: &[String]) -> Vec<SocketAddr> {
         for address in known.iter().filter(|known| known.interface_name == iface) {
             let Some(address) = &address.address else { continue };
             addresses.extend(address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into())));
-            addresses.extend(address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())));
+            let v6 = address.as_sockaddr_in6().filter(|v6| !v6.ip().is_unicast_link_local());
+            addresses.extend(v6.map(|v6| SocketAddr::V6((*v6).into())));
         }
     }
     addresses
