@@ -16,6 +16,7 @@ use bmc::instance::NotAttached;
 use bmc::message;
 use bmc::output;
 use bmc::stats;
+use bmc::system;
 use bmc::workers;
 use clap::CommandFactory as _;
 
@@ -27,7 +28,9 @@ fn main() -> ExitCode {
     match kind {
         // Whoever reads has had enough.
         Some(io::ErrorKind::BrokenPipe) => return ExitCode::SUCCESS,
-        Some(io::ErrorKind::PermissionDenied) => message::tell(&format!("{err:#} (run as root)")),
+        Some(io::ErrorKind::PermissionDenied) => {
+            message::tell(&format!("{err:#} ({})", system::permission_hint()));
+        }
         _ => message::tell(&format!("{err:#}")),
     }
     ExitCode::from(if err.is::<NotAttached>() { 3 } else { 1 })

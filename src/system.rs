@@ -50,13 +50,13 @@ pub fn netns() -> Result<u32> {
     Ok(u32::try_from(namespace.ino())?)
 }
 
-/// Fails unless this process may load and attach BPF programs.
-pub fn check_capabilities() -> Result<()> {
-    const NET_ADMIN: u64 = 1 << 12;
-    const SYS_ADMIN: u64 = 1 << 21;
-    const PERFMON: u64 = 1 << 38;
-    const BPF: u64 = 1 << 39;
+const NET_ADMIN: u64 = 1 << 12;
+const SYS_ADMIN: u64 = 1 << 21;
+const PERFMON: u64 = 1 << 38;
+const BPF: u64 = 1 << 39;
 
+/// The capabilities of this process, a bit each.
+fn capabilities() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("cannot read my own status")?;
     let have = status
         .lines()
@@ -64,14 +64,34 @@ pub fn check_capabilities() -> Result<()> {
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .context("cannot read my own capabilities")?;
     // CAP_SYS_ADMIN stands for those that were split off from it.
-    let have = if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF };
+    Ok(if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF })
+}
+
+/// What this process lacks of the capabilities to load and attach BPF programs;
+/// empty if nothing.
+fn missing_capabilities() -> Result<String> {
+    let have = capabilities()?;
     let needed = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")];
     let missing: Vec<_> =
         needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect();
+    Ok(missing.join(", "))
+}
+
+/// Fails unless this process may load and attach BPF programs.
+pub fn check_capabilities() -> Result<()> {
+    let missing = missing_capabilities()?;
     if !missing.is_empty() {
-        bail!("no permission: {} missing (run as root)", missing.join(", "));
+        bail!("no permission: {missing} missing (run as root)");
     }
     Ok(())
+}
+
+/// What to do about something that the kernel does not permit.
+pub fn permission_hint() -> String {
+    match missing_capabilities() {
+        Ok(missing) if !missing.is_empty() => format!("{missing} missing: run as root"),
+        _ => format!("the capabilities are there; is {BPFFS}/bmc this user's?"),
+    }
 }
 
 /// Bytes that can be had without pushing anybody out.
@@ -154,6 +174,12 @@ pub fn mount_bpffs(private: bool) -> Result<()> {
             "{BPFFS} has no bpf file system here, and one mounted in this mount namespace would \
              go with it: as `ip netns exec` makes one, use `nsenter --net=/run/netns/NAME bmc \
              ...` instead, or --foreground"
+        );
+    }
+    if capabilities()? & SYS_ADMIN == 0 {
+        bail!(
+            "{BPFFS} has no bpf file system, and CAP_SYS_ADMIN to mount it is missing (as root: \
+             mount -t bpf bpf {BPFFS})"
         );
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))

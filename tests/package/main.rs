@@ -62,7 +62,8 @@ fn can_run(test: &str) -> bool {
     false
 }
 
-const VERSIONS: [&str; 2] = ["0.1.0-1", "0.1.0-2"];
+const VERSIONS: [&str; 2] =
+    [concat!(env!("CARGO_PKG_VERSION"), "-1"), concat!(env!("CARGO_PKG_VERSION"), "-2")];
 
 /// Both packages, in a directory of their own.
 fn packages() -> &'static Path {
