@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh
 
 need "${build_needs[@]}" dpkg-dev
-cargo deb --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-deb >&2
+cargo deb --version >/dev/null 2>&1 || cargo install --quiet --locked --version "^3" cargo-deb >&2
 cargo build --release --locked --quiet
 
 release=${CARGO_TARGET_DIR:-target}/release

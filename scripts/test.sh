@@ -40,12 +40,15 @@ skip() {
 before=$(git status --porcelain)
 
 need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19 \
-	libclang-rt-19-dev prometheus # for promtool
+	libclang-rt-19-dev dpkg-dev systemd prometheus # the last for its promtool
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done
 
-stage "shell syntax" bash -n scripts/*.sh .ci/run
+stage "shell syntax" bash -n scripts/*.sh .ci/run tests/package/boot.sh
+for script in scripts/deb/{textfile,postinst,prerm,postrm}; do
+	stage "$script" sh -n "$script"
+done
 stage "cargo fmt" cargo fmt --check
 if clang_format=$(command -v clang-format-19); then
 	stage "clang-format" "$clang_format" --style=file:bpf/.clang-format \

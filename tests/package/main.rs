@@ -397,14 +397,23 @@ fn the_timer_keeps_a_page_for_each_instance_that_is_attached() {
     }
     let machine = Machine::boot("textfile");
     machine.install(VERSIONS[0]);
-    machine.run("systemctl", &["start", UNIT]);
     // node_exporter's own directory.
     machine.shell(&format!("install -d -m 755 -o nobody -g nogroup {PAGES}"));
-    machine.run("systemctl", &["start", "bmc-metrics.timer"]);
+    let readme = fs::read_to_string(project("README.md")).expect("it is there");
+    let commands: Vec<_> =
+        readme.lines().filter_map(|line| line.strip_prefix("    systemctl ")).collect();
+    assert_eq!(commands.len(), 4, "{commands:?}");
+    for command in commands {
+        machine.shell(&format!("systemctl {command}"));
+    }
+    for unit in [UNIT, "bmc-metrics.timer"] {
+        assert_eq!(machine.run("systemctl", &["is-active", unit]), "active\n");
+        assert_eq!(machine.run("systemctl", &["is-enabled", unit]), "enabled\n");
+    }
     let page = format!("{PAGES}/bmc-eth0.prom");
     assert!(eventually(LONG, || machine.has(&page)), "{}", machine.log());
     let list = || machine.run("ls", &["-A", PAGES]);
-    assert_eq!(list(), "bmc-eth0.prom\n");
+    assert!(eventually(LONG, || list() == "bmc-eth0.prom\n"), "{}", list());
     let text = machine.run("setpriv", &["--reuid", "nobody", "--clear-groups", "cat", &page]);
     assert!(text.contains("\nbmc_up{bmc_instance=\"eth0\"} 1\n"), "{text}");
 
@@ -423,5 +432,9 @@ fn the_timer_keeps_a_page_for_each_instance_that_is_attached() {
     // What is not attached any more has no page.
     machine.run("systemctl", &["stop", UNIT]);
     machine.run("systemctl", &["start", "bmc-metrics.service"]);
-    assert_eq!(list(), "");
+    assert!(eventually(LONG, || list().is_empty()), "{}", list());
+
+    machine.run("dpkg", &["--purge", "bmc"]);
+    let links = machine.shell("ls /etc/systemd/system/*.wants");
+    assert!(!links.contains("bmc"), "{links}");
 }
