@@ -32,9 +32,15 @@ fn commands(node: &Yaml, found: &mut Vec<Vec<String>>) {
                 let word = |item: &Yaml| item.as_str().expect("words are strings").to_string();
                 found.push(items.iter().map(word).collect());
             }
-            items.iter().for_each(|item| commands(item, found));
+            for item in items {
+                commands(item, found);
+            }
         }
-        Yaml::Hash(entries) => entries.values().for_each(|value| commands(value, found)),
+        Yaml::Hash(entries) => {
+            for value in entries.values() {
+                commands(value, found);
+            }
+        }
         _ => {}
     }
 }
