@@ -438,6 +438,6 @@ fn the_timer_keeps_a_page_for_each_instance_that_is_attached() {
     assert!(eventually(LONG, || list().is_empty()), "{}", list());
 
     machine.run("dpkg", &["--purge", "bmc"]);
-    let links = machine.shell("ls /etc/systemd/system/*.wants");
-    assert!(!links.contains("bmc"), "{links}");
+    let enabled = machine.shell("ls /etc/systemd/system/*.wants");
+    assert!(!enabled.contains("bmc"), "{enabled}");
 }
