@@ -8,7 +8,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh
 
 need "${build_needs[@]}" dpkg-dev
-cargo deb --version >/dev/null 2>&1 || cargo install --quiet --locked --version "^3" cargo-deb >&2
+if ! cargo deb --version >/dev/null 2>&1; then
+	[[ -z ${BMC_NO_INSTALL-} ]] || {
+		echo "package: cargo-deb is not installed" >&2
+		exit 1
+	}
+	cargo install --quiet --locked --version "^3" cargo-deb >&2
+fi
 cargo build --release --locked --quiet
 
 release=${CARGO_TARGET_DIR:-target}/release

@@ -833,6 +833,43 @@ fn nouns_print_what_they_promise() {
 }
 
 #[test]
+fn asking_memcached_for_its_settings_does_not_empty_the_cache_that_is_replaced() {
+    if !can_run("asking_memcached_for_its_settings_does_not_empty_the_cache_that_is_replaced") {
+        return;
+    }
+    let bed = Bed::new("asked", TCX);
+    // Nobody finds a socket for this one over the loopback.
+    let add = ["address", "add", "fe80::1/64", "dev", Net::DEVICE, "nodad"];
+    run(Command::new("ip").args(["-n", bed.net.server.name()]).args(add));
+    let _memcached = Memcached::start(&bed.net.server, &[]);
+    bed.attach(&[]);
+    let stats = || -> Value {
+        let output = bed.bmc(&["stats", "--json"]);
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let before = total(&stats(), "flushes");
+    bed.attach(&["--replace"]);
+    let after = stats();
+    assert_eq!(total(&after, "flushes"), before, "{after}");
+}
+
+#[test]
+fn what_is_not_attached_tells_what_is() {
+    if !can_run("what_is_not_attached_tells_what_is") {
+        return;
+    }
+    let bed = Bed::new("another", TCX);
+    bed.attach(&[]);
+    let mut command = bed.net.server.command(env!("CARGO_BIN_EXE_bmc"));
+    let output = command.args(["--instance", "none", "status"]).output().expect("bmc can be run");
+    assert_eq!(output.status.code(), Some(NOT_ATTACHED));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let start = "bmc: instance none is not attached (attached are: ";
+    assert!(said.starts_with(start) && said.ends_with("; --instance chooses)\n"), "{said}");
+    assert!(said.contains(bed.net.instance()), "{said}");
+}
+
+#[test]
 fn foreground_ends_with_a_signal_and_leaves_nothing() {
     if !can_run("foreground_ends_with_a_signal_and_leaves_nothing") {
         return;
