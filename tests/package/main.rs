@@ -316,7 +316,11 @@ fn a_removal_detaches_what_no_unit_has_attached_and_never_fails() {
     }
     let machine = Machine::boot("removal");
     machine.install(VERSIONS[0]);
-    machine.run("bmc", &["attach", "eth0", "--memory", "16M"]);
+    machine.run("bmc", &["attach", "eth0", "--memory", "16M", "--instance", "eth0"]);
+    // Nobody knows its options, so an upgrade leaves it as it is.
+    let programs = machine.programs();
+    machine.install(VERSIONS[1]);
+    assert_eq!(machine.programs(), programs);
     machine.run("dpkg", &["--remove", "bmc"]);
     machine.assert_nothing_is_attached();
 
@@ -351,7 +355,7 @@ fn the_unit_starts_reloads_and_stops_with_its_capabilities_and_none_less() {
     let machine = Machine::boot("unit");
     machine.install(VERSIONS[0]);
     // Options of one interface go before those of all.
-    machine.shell("echo BMC_OPTIONS=--memory 32M >/etc/default/bmc; mkdir -p /etc/bmc");
+    machine.shell("echo 'BMC_OPTIONS=--memory 32M' >/etc/default/bmc; mkdir -p /etc/bmc");
     machine.shell("echo 'BMC_OPTIONS=--memory 16M' >/etc/bmc/eth0.conf");
     machine.run("systemctl", &["start", UNIT]);
     assert_eq!(machine.json(&["status"])["memory_bytes"], 16 << 20);
@@ -367,6 +371,15 @@ fn the_unit_starts_reloads_and_stops_with_its_capabilities_and_none_less() {
     machine.run("bmc", &[&INSTANCE[..], &["detach"]].concat());
     machine.run("systemctl", &["stop", UNIT]);
     assert_eq!(text(&machine.output("systemctl", &["is-failed", UNIT])), "inactive\n");
+
+    // Instances have no dots in their names.
+    machine.shell(
+        "ip link add eth0.100 type veth peer name peer
+         echo BMC_INSTANCE=eth0_100 >/etc/bmc/eth0.100.conf
+         systemctl start bmc@eth0.100.service
+         bmc --instance eth0_100 status
+         systemctl stop bmc@eth0.100.service",
+    );
 
     for capability in ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"] {
         machine.shell(&format!(
