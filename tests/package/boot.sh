@@ -9,7 +9,7 @@ if [[ $1 != --inside ]]; then
 	work=$(mktemp -d)
 	mkdir "$work/cgroup" "$work/machine"
 	# systemd must find a control group that it may take for the root.
-	unshare --mount --propagation private bash -c '
+	setpriv --pdeathsig KILL unshare --mount --propagation private bash -c '
 		set -e
 		mount -t cgroup2 cgroup2 "$1/cgroup"
 		mkdir "$1/cgroup/$2"
