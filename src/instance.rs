@@ -234,6 +234,12 @@ impl Dir {
         self.path.is_dir()
     }
 
+    /// What tells it from what was or will be attached by the same name; `None` if
+    /// it is not there.
+    pub fn identity(&self) -> Option<u64> {
+        fs::metadata(&self.path).ok().map(|directory| directory.ino())
+    }
+
     /// Makes it, empty.
     pub fn create(&self) -> io::Result<()> {
         system::make_directory(&self.path)?;
@@ -449,6 +455,13 @@ impl Instance {
             })
     }
 
+    /// Its programs, in the order of [`PROGRAMS`].
+    pub fn programs(&self) -> Result<Vec<ProgInfo>> {
+        let watches = self.dir.watches_memcached();
+        let names = PROGRAMS.into_iter().filter(|name| watches || *name != GONE);
+        names.map(|name| Ok(kernel::prog_info(self.dir.program(name)?.as_fd())?)).collect()
+    }
+
     /// Whether it idles: an attach was interrupted.
     pub fn is_idle(&self) -> Result<bool> {
         let bytes = self.dir.map("global")?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
@@ -545,7 +558,7 @@ impl Instance {
 }
 
 /// The slots of one size.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
     /// Bytes of a slot.
     pub size: u64,
@@ -573,6 +586,7 @@ impl Class {
 }
 
 /// How an interface is attached to.
+#[derive(Clone, Debug)]
 pub struct Interface {
     /// Its name.
     pub name: String,

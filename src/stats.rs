@@ -13,6 +13,7 @@ use anyhow::Error;
 use anyhow::Result;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
@@ -141,13 +142,18 @@ impl Counters {
 
     /// As in `stats --json`.
     fn to_json(self) -> Map<String, Value> {
+        self.to_json_as(Value::from)
+    }
+
+    /// The same with each of them as `value` says.
+    fn to_json_as(self, value: impl Fn(u64) -> Value) -> Map<String, Value> {
         let mut object = Map::new();
         for (name, count) in self.iter().filter(|(name, _)| group(name).is_none()) {
-            object.insert(name.into(), count.into());
+            object.insert(name.into(), value(count));
         }
         for (_, of, _) in GROUPS {
             let reasons: Map<_, _> =
-                self.of_group(of).map(|(reason, count)| (reason.into(), count.into())).collect();
+                self.of_group(of).map(|(reason, count)| (reason.into(), value(count))).collect();
             object.insert(of.into(), reasons.into());
         }
         object
@@ -170,7 +176,11 @@ pub struct Sample {
 impl Sample {
     /// Reads them.
     pub fn take(instance: &Instance) -> Result<Self> {
-        let map = instance.dir.map("stats")?;
+        Self::read(&instance.dir.map("stats")?)
+    }
+
+    /// Reads them from their map.
+    pub fn read(map: &MapHandle) -> Result<Self> {
         let values = map
             .lookup_percpu(&0_u32.to_ne_bytes(), MapFlags::ANY)
             .context("cannot read the counters")?
@@ -189,9 +199,15 @@ impl Sample {
     pub fn total(&self) -> Counters {
         Counters::sum(&self.cpus)
     }
+
+    /// Of each CPU.
+    pub fn cpus(&self) -> &[Counters] {
+        &self.cpus
+    }
 }
 
 /// What happened between two samples, a second.
+#[derive(Clone, Debug)]
 pub struct Rates {
     counted: Counters,
     seconds: f64,
@@ -204,8 +220,54 @@ impl Rates {
         Self { counted: after.total().since(&before.total()), seconds }
     }
 
+    /// Of each CPU.
+    pub fn of_cpus(before: &Sample, after: &Sample) -> Vec<Self> {
+        let seconds = (after.at - before.at).as_secs_f64();
+        let cpus = after.cpus.iter().zip(&before.cpus);
+        cpus.map(|(after, before)| Self { counted: after.since(before), seconds }).collect()
+    }
+
     fn rate(&self, count: u64) -> f64 {
         if self.seconds > 0.0 { count as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// Of one counter.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of that name.
+    pub fn of(&self, name: &str) -> f64 {
+        self.rate(self.counted.get(name))
+    }
+
+    /// Percentage of the lookups that hit; None if there were none.
+    pub fn hit_ratio(&self) -> Option<f64> {
+        self.counted.hit_ratio()
+    }
+
+    /// Why requests passed, by how many did.
+    pub fn passes(&self) -> Vec<(&'static str, f64)> {
+        let mut reasons: Vec<_> =
+            self.counted.of_group("passes").filter(|(_, count)| *count != 0).collect();
+        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        reasons.into_iter().map(|(reason, count)| (reason, self.rate(count))).collect()
+    }
+
+    /// Seconds between the two.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// As the totals in `stats --json`, to a tenth.
+    pub fn to_json(&self) -> Map<String, Value> {
+        self.counted.to_json_as(|count| tenths(self.rate(count)).into())
+    }
+
+    /// With these counts within so many seconds, and no others.
+    #[cfg(test)]
+    pub fn of_counts(counts: &[(&str, u64)], seconds: f64) -> Self {
+        let count = |name| counts.iter().find(|(n, _)| *n == name).map_or(0, |(_, count)| *count);
+        Self { counted: Counters(COUNTERS.map(|(name, _)| count(name))), seconds }
     }
 
     /// The titles of [`Rates::line`].
@@ -336,8 +398,13 @@ fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
     Ok(format!("{object}\n"))
 }
 
+/// Rounded to a tenth.
+pub fn tenths(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
 /// Seconds since 1970, to the millisecond.
-fn unix_time() -> f64 {
+pub fn unix_time() -> f64 {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     time.as_millis() as f64 / 1e3
 }
