@@ -39,7 +39,7 @@ skip() {
 # What a test run changes in the work tree would be committed by accident.
 before=$(git status --porcelain)
 
-need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19 \
+need "${build_needs[@]}" "${network_needs[@]}" tmux clang-16 clang-14 clang-format-19 \
 	libclang-rt-19-dev dpkg-dev systemd prometheus # the last for its promtool
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"

@@ -147,6 +147,17 @@ pub enum Command {
         json: bool,
     },
 
+    /// Watch what is attached, live
+    ///
+    /// Rates and their history, the keys that are asked for most, each CPU's share,
+    /// what a run of each program costs, what became of the memory. Press ? for its
+    /// keys. Where stdout is no terminal, it prints a line after each interval.
+    ///
+    /// The keys are found by looking, a hundred times a second, at what each CPU was
+    /// asked for last; nothing is sent or changed. Their rates are estimates, from the
+    /// last ten seconds or so. Keys that are not in the cache are left out.
+    Top(Top),
+
     /// Measure what bmc gains on this machine
     ///
     /// Runs the installed memcached without bmc and with it, in network
@@ -322,6 +333,22 @@ pub enum Format {
     Csv,
     /// Prometheus' text format
     Prometheus,
+}
+
+/// Arguments of `bmc top`.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Show anew every so many seconds: 0.01 to 86400
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = seconds)]
+    pub interval: Duration,
+
+    /// Stop after so many intervals
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Print a JSON object after each interval, on a terminal too
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `bmc bench`.

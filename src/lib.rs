@@ -20,4 +20,5 @@ pub mod random;
 pub mod skel;
 pub mod stats;
 pub mod system;
+pub mod top;
 pub mod workers;

@@ -17,6 +17,7 @@ use bmc::message;
 use bmc::output;
 use bmc::stats;
 use bmc::system;
+use bmc::top;
 use bmc::workers;
 use clap::CommandFactory as _;
 
@@ -49,6 +50,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Entries { limit, key, json } => {
             entries::show(name, limit, key.as_ref(), json, &mut out)?;
         }
+        Command::Top(args) => top::run(&args, name, &mut out)?,
         Command::Bench(args) => bench::run(&args, &mut out)?,
         Command::Memcached(args) => match workers::exec(&args)? {},
         Command::Completions { shell } => {

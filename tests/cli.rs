@@ -19,13 +19,15 @@ const USAGE: i32 = 2;
 const NOT_ATTACHED: i32 = 3;
 
 /// All but `help`, which clap adds.
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "attach",
     "detach",
     "flush",
     "status",
     "stats",
     "entries",
+    "top",
+    "top",
     "bench",
     "memcached",
     "completions",
@@ -111,6 +113,9 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         (&["stats", "--watch", "0"], "not within"),
         (&["entries", "--key", ""], "1 to 250 bytes"),
         (&["entries", "--limit", "-1"], "unexpected argument"),
+        (&["top", "--interval", "0"], "not within 0.01 and 86400 seconds"),
+        (&["top", "--interval", "soon"], "not a number of seconds"),
+        (&["top", "--count", "0"], "0 is not in 1.."),
         (&["bench", "--cases", "hits,none"], "no such case (bmc bench --list shows all)"),
         (&["bench", "--rounds", "0"], "0 is not in 1..100"),
         (&["bench", "--seconds", "0"], "not within 0.05 and 3600 seconds"),
@@ -149,6 +154,8 @@ fn what_is_not_attached_exits_with_3() {
         &["stats", "--json"],
         &["stats", "--watch", "--count", "1"],
         &["entries"],
+        &["top"],
+        &["top", "--json", "--count", "1"],
         &["flush"],
         &["detach"],
         &["detach", "eth0"],
@@ -166,7 +173,7 @@ fn what_is_not_attached_exits_with_3() {
 #[test]
 fn nouns_create_nothing() {
     let instance = format!("none-{}-nouns", std::process::id());
-    for noun in ["status", "stats", "entries"] {
+    for noun in ["status", "stats", "entries", "top"] {
         bmc(&["--instance", &instance, noun]);
         assert!(!Path::new("/sys/fs/bpf/bmc").join(&instance).exists(), "{noun}");
     }
@@ -230,8 +237,9 @@ fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let output = bmc(&["completions", shell]);
         assert_eq!(output.status.code(), Some(DONE), "{shell}");
-        assert!(stdout(&output).contains("attach"), "{shell}");
-        assert!(stdout(&output).contains("unknown-ttl"), "{shell}");
+        for word in ["attach", "unknown-ttl", "top", "interval"] {
+            assert!(stdout(&output).contains(word), "{shell}: {word}");
+        }
     }
 }
 

@@ -37,9 +37,15 @@ use std::time::Instant;
 
 /// Whether tests of the network can run here; prints why when they cannot.
 pub fn can_run(test: &str) -> bool {
+    can_run_with(test, &[])
+}
+
+/// The same for one that needs these tools besides.
+pub fn can_run_with(test: &str, tools: &[&str]) -> bool {
     let missing = if nix::unistd::geteuid().is_root() {
         ["ip", "nsenter", "setpriv", "taskset", "ethtool", "bpftool", "memcached"]
-            .into_iter()
+            .iter()
+            .chain(tools)
             .find(|tool| !is_installed(tool))
             .map(|tool| format!("{tool} is not installed"))
     } else {
