@@ -524,13 +524,6 @@ impl Instance {
         Ok(bytes)
     }
 
-    /// What the kernel says about its programs.
-    pub fn programs(&self) -> Result<Vec<ProgInfo>> {
-        let watches = self.dir.watches_memcached();
-        let names = PROGRAMS.into_iter().filter(|name| watches || *name != GONE);
-        names.map(|name| Ok(kernel::prog_info(self.dir.program(name)?.as_fd())?)).collect()
-    }
-
     /// What became of the memory for slots, by their size; classes that have none
     /// are left out.
     pub fn classes(&self) -> Result<Vec<Class>> {

@@ -199,11 +199,6 @@ impl Sample {
     pub fn total(&self) -> Counters {
         Counters::sum(&self.cpus)
     }
-
-    /// Of each CPU.
-    pub fn cpus(&self) -> &[Counters] {
-        &self.cpus
-    }
 }
 
 /// What happened between two samples, a second.

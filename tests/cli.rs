@@ -27,7 +27,6 @@ const COMMANDS: [&str; 11] = [
     "stats",
     "entries",
     "top",
-    "top",
     "bench",
     "memcached",
     "completions",
