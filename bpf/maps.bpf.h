@@ -411,7 +411,7 @@ struct bmc_scratch {
 	/* The key at hand, padded with zeroes to whole words. */
 	__u32 klen;
 	__u64 key[KEY_WORDS_MAX];
-	__u64 hash;
+	__u64 hash; /* `bmc top` looks at it now and then */
 	__u32 next; /* offset of the next key; 0 after the last */
 	/* Of memcached's socket, before this segment gets there. */
 	__u32 rcv_nxt;

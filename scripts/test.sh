@@ -12,6 +12,7 @@
 #                       thorough run takes 1000000
 #   BMC_MODEL=full      the larger bounds of tests/model
 #   BMC_STRESS_OPS=N    operations of tests/stress (200000)
+#   BMC_FAULT_SECONDS=N how long tests/faults goes on (40)
 #   BMC_TRANSPARENT_COMMANDS=N
 #                       commands of tests/transparent (20000)
 #   BMC_FUZZ_RUNS=N     frames of tests/datapath/fuzz.rs (200000)
@@ -38,13 +39,16 @@ skip() {
 # What a test run changes in the work tree would be committed by accident.
 before=$(git status --porcelain)
 
-need "${build_needs[@]}" "${network_needs[@]}" clang-16 clang-14 clang-format-19 \
-	libclang-rt-19-dev
+need "${build_needs[@]}" "${network_needs[@]}" tmux clang-16 clang-14 clang-format-19 \
+	libclang-rt-19-dev dpkg-dev systemd prometheus # the last for its promtool
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done
 
-stage "shell syntax" bash -n scripts/*.sh .ci/run
+stage "shell syntax" bash -n scripts/*.sh .ci/run tests/package/boot.sh
+for script in scripts/deb/{textfile,postinst,prerm,postrm}; do
+	stage "$script" sh -n "$script"
+done
 stage "cargo fmt" cargo fmt --check
 if clang_format=$(command -v clang-format-19); then
 	stage "clang-format" "$clang_format" --style=file:bpf/.clang-format \

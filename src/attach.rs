@@ -31,6 +31,7 @@ use nix::errno::Errno;
 use crate::cli;
 use crate::cli::Cidr;
 use crate::cli::Mode;
+use crate::hook::Device;
 use crate::hook::Hook;
 use crate::hook::Place;
 use crate::hook::carry_qdisc_over;
@@ -134,18 +135,16 @@ fn watches_all(old: &Instance, targets: &[Target]) -> Result<bool> {
     let hooks = old.hooks()?;
     Ok(targets.iter().filter(|target| !target.is_xdp()).all(|target| {
         hooks.iter().any(|hook| {
-            hook.iface == target.iface
+            hook.device.index == target.device.index
                 && hook.place == target.place
-                && hook.is_on(target.ifindex, old.dir.owner(), &old.dir.links())
+                && hook.is_in_place(old.dir.owner(), &old.dir.links())
         })
     }))
 }
 
 fn check_old(old: &Instance, args: &cli::Attach) -> Result<()> {
     if !args.replace {
-        let mut ifaces: Vec<_> = old.hooks()?.into_iter().map(|hook| hook.iface).collect();
-        ifaces.retain(|iface| iface != "lo");
-        ifaces.dedup();
+        let ifaces: Vec<_> = old.interfaces()?.into_iter().map(|iface| iface.name).collect();
         bail!("already attached to {} (use --replace to change that)", ifaces.join(", "));
     }
     if !old.dir.is_here() {
@@ -160,8 +159,7 @@ fn check_old(old: &Instance, args: &cli::Attach) -> Result<()> {
 
 /// A place that is to get a program.
 struct Target {
-    iface: String,
-    ifindex: i32,
+    device: Device,
     place: Place,
     /// May be left out if the driver cannot.
     optional: bool,
@@ -175,13 +173,13 @@ impl Target {
 
 /// All places, in the order in which they are taken; the loopback first.
 fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
-    let mut ifaces = Vec::new();
+    let mut devices: Vec<Device> = Vec::new();
     if !args.no_loopback {
-        ifaces.push(("lo", system::interface("lo")?));
+        devices.push(Device::named("lo")?);
     }
     for iface in &args.interfaces {
-        if !ifaces.iter().any(|(other, _)| other == iface) {
-            ifaces.push((iface, system::interface(iface)?));
+        if !devices.iter().any(|other| other.first_name == *iface) {
+            devices.push(Device::named(iface)?);
         }
     }
     let xdp = match args.mode {
@@ -191,11 +189,10 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
     };
     let mut targets = Vec::new();
     for place in [Some(Place::Egress), Some(Place::Ingress), xdp].into_iter().flatten() {
-        for (iface, ifindex) in &ifaces {
-            if !(place.is_xdp() && *iface == "lo") {
+        for device in &devices {
+            if !(place.is_xdp() && device.first_name == "lo") {
                 targets.push(Target {
-                    iface: (*iface).into(),
-                    ifindex: *ifindex,
+                    device: device.clone(),
                     place,
                     optional: args.mode == Mode::Auto && place.is_xdp(),
                 });
@@ -207,8 +204,8 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
 
 /// Fails if another instance or a foreign XDP program is where we want to be.
 fn check_conflicts(target: &Target, name: &str, old: Option<&Instance>) -> Result<()> {
-    let Target { iface, ifindex, place, .. } = target;
-    match conflict(iface, *ifindex, *place, name, old)? {
+    let iface = &target.device.first_name;
+    match conflict(&target.device, target.place, name, old)? {
         Some(conflict) => bail!("{iface} {conflict} ({})", conflict.way_out()),
         None => Ok(()),
     }
@@ -255,18 +252,19 @@ impl fmt::Display for Conflict {
 /// Whether something keeps an instance from a place of an interface; `old` is
 /// what is attached under its name, for which the caller has the lock.
 pub fn conflict(
-    iface: &str,
-    ifindex: i32,
+    device: &Device,
     place: Place,
     name: &str,
     old: Option<&Instance>,
 ) -> Result<Option<Conflict>> {
-    if iface == "lo" || place == Place::Egress {
+    if device.first_name == "lo" || place == Place::Egress {
         return Ok(None);
     }
     for other in instance::others(name)? {
         let has = |hook: Hook| {
-            hook.place == place && hook.is_on(ifindex, other.dir.owner(), &other.dir.links())
+            hook.place == place
+                && hook.device.index == device.index
+                && hook.is_in_place(other.dir.owner(), &other.dir.links())
         };
         if other.hooks()?.into_iter().any(has) {
             return Ok(Some(Conflict::Instance(other.name)));
@@ -279,13 +277,13 @@ pub fn conflict(
         Some(old) => old
             .hooks()?
             .iter()
-            .filter(|hook| hook.iface == iface && hook.place.is_xdp())
+            .filter(|hook| hook.device.index == device.index && hook.place.is_xdp())
             .filter_map(|hook| hook.program_id(old.dir.owner(), &old.dir.links()))
             .collect(),
         None => Vec::new(),
     };
-    let programs = kernel::xdp(ifindex)
-        .with_context(|| format!("cannot ask for the XDP programs of {iface}"))?
+    let programs = kernel::xdp(device.index)
+        .with_context(|| format!("cannot ask for the XDP programs of {}", device.first_name))?
         .programs;
     let foreign = programs.into_iter().find(|id| !ours.contains(id));
     Ok(foreign.map(|id| Conflict::Program { id, name: kernel::prog_name(id) }))
@@ -525,7 +523,7 @@ struct Staging<'a> {
 /// How to put one place of the old instance back.
 enum Undo {
     Exchange(Hook),
-    Reattach(Hook, i32),
+    Reattach(Hook),
 }
 
 impl<'a> Staging<'a> {
@@ -617,14 +615,17 @@ impl<'a> Staging<'a> {
     }
 
     fn place(&mut self, target: &Target) -> Result<()> {
-        let Target { iface, ifindex, place, optional } = target;
+        let Target { device, place, optional } = target;
+        let iface = &device.first_name;
         let prog = self.program(*place);
         if let Some(old) = self.old {
             let links = old.dir.links();
-            carry_qdisc_over(iface, &links, &self.dir.links())?;
+            carry_qdisc_over(device, &links, &self.dir.links())?;
             for hook in old.hooks()? {
                 let rivals = hook.place == *place || hook.place.is_xdp() && place.is_xdp();
-                if hook.iface != *iface || !rivals || !hook.is_on(*ifindex, old.dir.owner(), &links)
+                if hook.device.index != device.index
+                    || !rivals
+                    || !hook.is_in_place(old.dir.owner(), &links)
                 {
                     continue;
                 }
@@ -638,12 +639,12 @@ impl<'a> Staging<'a> {
                 let (link, _) = hook.link(&links)?;
                 kernel::link_detach(link.as_fd())
                     .with_context(|| format!("cannot change the mode of {iface}"))?;
-                self.undo.push(Undo::Reattach(hook, *ifindex));
+                self.undo.push(Undo::Reattach(hook));
             }
         }
         message::detail(&format!("{iface}: attaching the program {place}"));
         let links = self.dir.links();
-        match Hook::attach(iface, *ifindex, *place, prog, self.dir.owner(), &links) {
+        match Hook::attach(device, *place, prog, self.dir.owner(), &links) {
             Err(err) if *optional && !is_refusal(&err) => {
                 message::detail(&format!("{iface} has no native XDP ({err}): using tc"));
                 Ok(())
@@ -685,11 +686,11 @@ impl<'a> Staging<'a> {
                     let prog = old.dir.program(hook.place.program())?;
                     hook.exchange(&links, prog.as_fd(), old.dir.owner())?;
                 }
-                Undo::Reattach(hook, ifindex) => {
+                Undo::Reattach(hook) => {
                     let prog = old.dir.program(hook.place.program())?;
                     fs::remove_file(links.join(hook.name()))?;
                     let owner = old.dir.owner();
-                    Hook::attach(&hook.iface, *ifindex, hook.place, prog.as_fd(), owner, &links)?;
+                    Hook::attach(&hook.device, hook.place, prog.as_fd(), owner, &links)?;
                 }
             }
         }
@@ -746,7 +747,7 @@ pub fn foreground(args: &cli::Attach, name: &str, out: &mut impl Write) -> Resul
     // Before anything is attached: a signal must not leave that behind.
     ctrlc::set_handler(move || _ = ended.send(())).context("cannot wait for signals")?;
     attach(args, name)?;
-    let guard = Detach(name);
+    let guard = Attached(name);
     let followed = stats::follow(name, || end.recv_timeout(INTERVAL).is_err(), out);
     if followed.as_ref().is_err_and(anyhow::Error::is::<NotAttached>) {
         std::mem::forget(guard); // somebody else was faster
@@ -755,18 +756,19 @@ pub fn foreground(args: &cli::Attach, name: &str, out: &mut impl Write) -> Resul
     guard.detach().and(followed)
 }
 
-/// Detaches when dropped, so also in a panic.
-struct Detach<'a>(&'a str);
+/// An attached instance, by its name; detached when dropped, so also in a panic.
+pub struct Attached<'a>(pub &'a str);
 
-impl Detach<'_> {
-    fn detach(self) -> Result<()> {
+impl Attached<'_> {
+    /// Detaches it, and tells whether that failed.
+    pub fn detach(self) -> Result<()> {
         let name = self.0;
         std::mem::forget(self);
         instance::detach(name, &[])
     }
 }
 
-impl Drop for Detach<'_> {
+impl Drop for Attached<'_> {
     fn drop(&mut self) {
         if let Err(err) = instance::detach(self.0, &[]) {
             message::tell(&format!("{err:#}"));

@@ -18,7 +18,10 @@ pub mod report;
 pub mod server;
 pub mod texts;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::thread;
 use std::thread::sleep;
 use std::time::Duration;
@@ -29,13 +32,15 @@ use anyhow::bail;
 use anyhow::ensure;
 
 use crate::attach;
+use crate::attach::Attached;
 use crate::cli;
 use crate::cli::Mode;
-use crate::instance;
 use crate::instance::Instance;
+use crate::memcached;
 use crate::message;
 use crate::stats::Sample;
 use crate::system;
+use cases::About;
 use cases::CASES;
 use cases::Case;
 use histogram::PERCENTILES;
@@ -46,12 +51,14 @@ use report::Machine;
 use report::Measured;
 use report::Row;
 use server::Memcached;
+use server::Sockets;
 
 /// The share of what memcached can do without bmc at which latency is measured.
 const PACE: f64 = 0.7;
 
-/// After it was attached bmc trusts nothing for a second.
-const SETTLED: Duration = Duration::from_millis(1500);
+/// After it was attached bmc trusts nothing for a second, and takes connections
+/// that are used meanwhile for ones that it has not seen from their start.
+pub const SETTLED: Duration = Duration::from_millis(1500);
 
 /// Before each measurement, uncounted.
 const WARM_UP: Duration = Duration::from_millis(50);
@@ -74,10 +81,44 @@ enum Side {
     Tc,
     Generic,
     Reflector,
+    /// Each worker of memcached has a UDP socket.
+    Sockets,
+    SocketsNative,
+    /// The same, chosen by the CPU.
+    ByCpu,
 }
 
 impl Side {
-    const ALL: [Self; 5] = [Self::Without, Self::Native, Self::Tc, Self::Generic, Self::Reflector];
+    /// In the order in which they are declared.
+    const ALL: [Self; 8] = [
+        Self::Without,
+        Self::Native,
+        Self::Tc,
+        Self::Generic,
+        Self::Reflector,
+        Self::Sockets,
+        Self::SocketsNative,
+        Self::ByCpu,
+    ];
+
+    /// Those that a case compares.
+    fn of(case: &Case) -> Vec<Self> {
+        if case.about == About::Sockets {
+            return vec![
+                Self::Without,
+                Self::Native,
+                Self::Sockets,
+                Self::SocketsNative,
+                Self::ByCpu,
+            ];
+        }
+        let mut sides = vec![Self::Without, Self::Native, Self::Tc, Self::Generic];
+        // A reflector cannot speak TCP.
+        if !case.uses_tcp() {
+            sides.push(Self::Reflector);
+        }
+        sides
+    }
 
     /// The name of it, of its network device and of its instance of bmc.
     fn name(self) -> &'static str {
@@ -87,13 +128,29 @@ impl Side {
             Self::Tc => "tc",
             Self::Generic => "generic",
             Self::Reflector => "reflector",
+            Self::Sockets => "sockets",
+            Self::SocketsNative => "sockets-native",
+            Self::ByCpu => "by-cpu",
         }
+    }
+
+    fn sockets(self) -> Sockets {
+        match self {
+            Self::Sockets | Self::SocketsNative => Sockets::Own,
+            Self::ByCpu => Sockets::ByCpu,
+            _ => Sockets::Shared,
+        }
+    }
+
+    /// Where its clients find memcached.
+    fn address(self) -> SocketAddr {
+        Net::server(self as usize, self.sockets().port())
     }
 
     fn mode(self) -> Option<Mode> {
         match self {
-            Self::Without | Self::Reflector => None,
-            Self::Native => Some(Mode::Native),
+            Self::Without | Self::Reflector | Self::Sockets | Self::ByCpu => None,
+            Self::Native | Self::SocketsNative => Some(Mode::Native),
             Self::Tc => Some(Mode::Tc),
             Self::Generic => Some(Mode::Generic),
         }
@@ -126,34 +183,37 @@ impl Load {
 
 /// Which CPUs do what.
 struct Cpus {
-    server: usize,
+    /// Of memcached's workers.
+    workers: Vec<usize>,
     /// Of the clients, in their order.
     clients: Vec<usize>,
 }
 
 impl Cpus {
     fn choose() -> Result<Self> {
-        let (server, clients) = match net::cpus()?[..] {
+        let (workers, clients) = match net::cpus()?[..] {
             [] => bail!("there is no CPU to run on"),
-            [only] => (only, vec![only]),
-            [server, client] => (server, vec![client, server]),
-            [server, first, second, ..] => (server, vec![first, second]),
+            [only] => (vec![only], vec![only]),
+            [one, other] => (vec![one, other], vec![other, one]),
+            [one, first, second] => (vec![one, second], vec![first, second]),
+            [one, first, second, other, ..] => (vec![one, other], vec![first, second]),
         };
-        Ok(Self { server, clients })
+        Ok(Self { workers, clients })
+    }
+
+    /// Whether there are enough for a case.
+    fn suffice(&self, case: &Case) -> bool {
+        case.clients.max(case.workers) <= self.clients.len()
     }
 
     fn describe(&self) -> String {
-        match self.clients[..] {
-            [client, second] if second == self.server => format!(
-                "memcached on CPU {}, the client on CPU {client} (a second one beside memcached)",
-                self.server
-            ),
-            [client, second] => format!(
-                "memcached on CPU {}, the client on CPU {client} (a second one on CPU {second})",
-                self.server
-            ),
-            _ => format!("memcached and the client share the only CPU, {}", self.server),
-        }
+        let ([worker, other], [client, second]) = (&self.workers[..], &self.clients[..]) else {
+            return format!("memcached and the client share the only CPU, {}", self.workers[0]);
+        };
+        format!(
+            "memcached on CPU {worker} (a second worker on CPU {other}), the client on CPU \
+             {client} (a second one on CPU {second})"
+        )
     }
 }
 
@@ -163,11 +223,10 @@ pub fn run(args: &cli::Bench, out: &mut impl Write) -> Result<()> {
         return report::list(out);
     }
     system::check_capabilities()?;
-    let memcached = server::version(&args.memcached)?;
+    let memcached = memcached::version(&args.memcached, "--memcached")?;
     let cpus = Cpus::choose()?;
-    let machine = Machine::look(&memcached)?;
+    let machine = Machine::look(memcached)?;
     let net = Net::new(&Side::ALL.map(Side::name), Side::Reflector.name())?;
-    net::pin(cpus.server)?;
     let bench = Bench { args, net, cpus };
     let cases = if args.cases.is_empty() { CASES.iter().collect() } else { args.cases.clone() };
     let mut measured = Vec::new();
@@ -191,34 +250,40 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&self, case: &'static Case) -> Result<Measured> {
-        if case.clients > self.cpus.clients.len() {
-            let skipped = format!("it needs {} CPUs", case.clients);
+        if !self.cpus.suffice(case) {
+            let skipped = String::from("it needs 2 CPUs");
             message::tell(&format!("{}: skipped, {skipped}", case.name));
             return Ok(Measured { case, skipped: Some(skipped), rows: Vec::new() });
         }
         message::tell(&format!("{}: {}", case.name, case.description));
-        let at = Net::server(Side::Without as usize);
-        let mut memcached = Memcached::start(&self.args.memcached, &self.net, at)?;
-        if case.present {
-            memcached.store(case)?;
+        net::pin(&self.cpus.workers[..case.workers])?;
+        let sides = Side::of(case);
+        let mut memcacheds = BTreeMap::new();
+        for side in &sides {
+            if let Entry::Vacant(place) = memcacheds.entry(side.sockets()) {
+                let memcached = place.insert(self.start(case, *side)?);
+                if case.present {
+                    memcached.store(case)?;
+                }
+            }
         }
-        // A reflector cannot speak TCP.
-        let sides = Side::ALL.into_iter().filter(|s| *s != Side::Reflector || !case.uses_tcp());
         let attached: Vec<_> = sides
-            .clone()
-            .filter_map(|side| Some((side, side.mode()?)))
+            .iter()
+            .filter_map(|side| Some((*side, side.mode()?)))
             .map(|(side, mode)| self.attach(case, side, mode))
             .collect::<Result<_>>()?;
         sleep(SETTLED);
-        let mut lanes =
-            sides.map(|side| Lane::open(self, case, side)).collect::<Result<Vec<_>>>()?;
+        let mut lanes = sides
+            .into_iter()
+            .map(|side| Lane::open(self, case, side))
+            .collect::<Result<Vec<_>>>()?;
         for lane in &mut lanes {
             lane.warm_up()?;
         }
-        let mut rows = self.rounds(Load::Saturated, &mut lanes, &mut memcached)?;
+        let mut rows = self.rounds(Load::Saturated, &mut lanes, &mut memcacheds)?;
         let base = rows[0].rate;
         if base > 0.0 {
-            rows.extend(self.rounds(Load::Paced(base * PACE), &mut lanes, &mut memcached)?);
+            rows.extend(self.rounds(Load::Paced(base * PACE), &mut lanes, &mut memcacheds)?);
         }
         drop(lanes);
         for bmc in attached {
@@ -227,10 +292,15 @@ impl Bench<'_> {
         Ok(Measured { case, skipped: None, rows })
     }
 
-    fn attach(&self, case: &Case, side: Side, mode: Mode) -> Result<Attached> {
+    fn start(&self, case: &Case, side: Side) -> Result<Memcached> {
+        let at = side.address();
+        Memcached::start(&self.args.memcached, side.sockets(), case.workers, &self.net, at)
+    }
+
+    fn attach(&self, case: &Case, side: Side, mode: Mode) -> Result<Attached<'static>> {
         let args = cli::Attach {
             interfaces: vec![side.name().into()],
-            ports: vec![net::PORT],
+            ports: vec![side.sockets().port()],
             mode,
             memory: case.memory.unwrap_or(self.args.memory),
             max_age: AGE,
@@ -250,7 +320,7 @@ impl Bench<'_> {
         &self,
         load: Load,
         lanes: &mut [Lane<'_>],
-        memcached: &mut Memcached,
+        memcacheds: &mut BTreeMap<Sockets, Memcached>,
     ) -> Result<Vec<Row>> {
         let mut turns: Vec<_> = lanes.iter().map(|_| Vec::new()).collect();
         for round in 0..self.args.rounds {
@@ -258,6 +328,7 @@ impl Bench<'_> {
                 let place = (round as usize + turn) % lanes.len();
                 let lane = &mut lanes[place];
                 let what = format!("{} {} {}", lane.case.name, lane.side.name(), load.name());
+                let memcached = memcacheds.get_mut(&lane.side.sockets()).expect("all were started");
                 let seen = lane
                     .measure(load, self.args.seconds, memcached)
                     .with_context(|| what.clone())?;
@@ -266,25 +337,6 @@ impl Bench<'_> {
             }
         }
         Ok(lanes.iter().zip(turns).map(|(lane, turns)| Row::new(lane.side, load, &turns)).collect())
-    }
-}
-
-/// An instance of bmc; detached when dropped.
-struct Attached(&'static str);
-
-impl Attached {
-    fn detach(self) -> Result<()> {
-        let name = self.0;
-        std::mem::forget(self);
-        instance::detach(name, &[])
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        if let Err(err) = instance::detach(self.0, &[]) {
-            message::tell(&format!("{err:#}"));
-        }
     }
 }
 
@@ -329,10 +381,11 @@ struct Lane<'a> {
 
 impl<'a> Lane<'a> {
     fn open(bench: &'a Bench<'_>, case: &'a Case, side: Side) -> Result<Self> {
-        let server = Net::server(side as usize);
         let echo = side == Side::Reflector;
-        let Cpus { server: memcached, clients } = &bench.cpus;
-        let open = |(cpu, seed)| Client::open(case, server, echo, cpu == memcached, seed);
+        let Cpus { workers, clients } = &bench.cpus;
+        let workers = &workers[..case.workers];
+        let open =
+            |(cpu, seed)| Client::open(case, side.address(), echo, workers.contains(cpu), seed);
         let all = || clients.iter().zip(1..=case.clients as u64).map(open).collect::<Result<_>>();
         let clients = bench.net.within(None, all)?;
         Ok(Self { bench, case, side, clients })

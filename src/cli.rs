@@ -66,12 +66,26 @@ impl Cli {
     /// Reads the command line; does not return if it is wrong.
     pub fn read() -> Self {
         let cli = Self::parse();
-        if let Command::Attach(attach) = &cli.command {
-            if let Err(why) = attach.check() {
-                Self::command().error(ErrorKind::TooManyValues, why).exit();
-            }
+        if let Err((kind, why)) = cli.check() {
+            Self::command().error(kind, why).exit();
         }
         cli
+    }
+
+    /// What is wrong beyond what single arguments can be asked.
+    pub fn check(&self) -> Result<(), (ErrorKind, String)> {
+        match &self.command {
+            Command::Attach(attach) => {
+                attach.check().map_err(|why| (ErrorKind::TooManyValues, why))
+            }
+            Command::Stats(stats)
+                if stats.watch.is_some() && stats.format == Format::Prometheus =>
+            {
+                let why = "--watch does not go with --format prometheus: a scrape is one page";
+                Err((ErrorKind::ArgumentConflict, why.into()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -134,6 +148,17 @@ pub enum Command {
         json: bool,
     },
 
+    /// Watch what is attached, live
+    ///
+    /// Rates and their history, the keys that are asked for most, each CPU's share,
+    /// what a run of each program costs, what became of the memory. Press ? for its
+    /// keys. Where stdout is no terminal, it prints a line after each interval.
+    ///
+    /// The keys are found by looking, a hundred times a second, at what each CPU was
+    /// asked for last; nothing is sent or changed. Their rates are estimates, from the
+    /// last ten seconds or so. Keys that are not in the cache are left out.
+    Top(Top),
+
     /// Measure what bmc gains on this machine
     ///
     /// Runs the installed memcached without bmc and with it, in network
@@ -177,7 +202,11 @@ pub enum Command {
     /// Print the manual page
     ///
     /// To read it: bmc man | man -l -
-    Man,
+    Man {
+        /// Of one command alone; of all when omitted
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
 }
 
 /// Arguments of `bmc attach`.
@@ -259,7 +288,6 @@ impl Attach {
         ports
     }
 
-    /// What is wrong beyond what single arguments can be asked.
     fn check(&self) -> Result<(), String> {
         if self.ports().len() > PORTS_MAX {
             return Err(format!("--port is given more than {PORTS_MAX} times"));
@@ -302,6 +330,10 @@ pub struct Stats {
     pub per_cpu: bool,
 
     /// Print again and again, every so many seconds
+    ///
+    /// Until the instance is detached (exit code 3) or a signal ends it (0).
+    /// Counters that a replaced instance does not keep start at 0 again; "since"
+    /// in JSON tells that.
     #[arg(
         long,
         value_name = "SECS",
@@ -327,6 +359,22 @@ pub enum Format {
     Csv,
     /// Prometheus' text format
     Prometheus,
+}
+
+/// Arguments of `bmc top`.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Show anew every so many seconds: 0.01 to 86400
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = seconds)]
+    pub interval: Duration,
+
+    /// Stop after so many intervals
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Print a JSON object after each interval, on a terminal too
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `bmc bench`.
@@ -367,6 +415,12 @@ pub struct Memcached {
     /// The memcached to run; without it, the one on PATH
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
+
+    /// Give each datagram to the worker of the CPU that received it, modulo the
+    /// workers, not to that of the client's address and port: for a network card
+    /// with a queue for each CPU
+    #[arg(long)]
+    pub by_cpu: bool,
 
     /// Arguments for memcached, -U PORT among them
     #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]

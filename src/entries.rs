@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! `bmc entries`: walks the index and decodes the slots that it leads to.
+//! `bmc entries`: walks the index and decodes the slots that it leads to. And finds
+//! single entries.
 
 use std::io::Write;
 use std::mem::offset_of;
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
 
 use crate::cli::Key;
 use crate::instance;
 use crate::instance::Instance;
+use crate::kernel;
 use crate::kernel::Shared;
 use crate::output::escaped;
 use crate::output::span;
@@ -41,63 +47,120 @@ const AGE_SHIFT: u32 = 26;
 const NUMBERS: usize = " 4294967295 1048576\r\n".len();
 
 /// An entry that would be a hit.
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    key: Vec<u8>,
-    address: IpAddr,
-    port: u16,
-    vlan: u32,
-    flags: u32,
-    bytes: u32,
-    left: Duration,
-    heat: u8,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Any bytes.
+    pub key: Vec<u8>,
+    /// Of the memcached that it is from.
+    pub address: IpAddr,
+    /// Likewise.
+    pub port: u16,
+    /// Likewise, as in `struct bmc_server`.
+    pub vlan: u32,
+    /// The client's flags.
+    pub flags: u32,
+    /// Length of the value.
+    pub bytes: u32,
+    /// Until it is fetched anew.
+    pub left: Duration,
+    /// How often it was asked for: 0 to 7, less for what is long ago.
+    pub heat: u8,
+}
+
+fn map(instance: &Instance, name: &str) -> Result<Shared> {
+    Shared::new(&instance.dir.map(name)?).with_context(|| format!("cannot map the {name}"))
 }
 
 /// The cache, mapped.
 struct Cache {
     index: Shared,
     slabs: Shared,
-    servers: Shared,
     buckets: usize,
+    present: Present,
+}
+
+/// What an entry depends on besides itself.
+struct Present {
+    servers: Shared,
     epoch: u64,
     era: u64,
     now: u32,
 }
 
+/// Looks entries up by the hashes of their keys. Maps next to nothing, however large
+/// the cache is.
+pub struct Finder {
+    index: MapHandle,
+    slabs: MapHandle,
+    buckets: u64,
+    present: Present,
+}
+
+impl Finder {
+    /// For the entries as they are now.
+    pub fn new(instance: &Instance) -> Result<Self> {
+        Ok(Self {
+            index: instance.dir.map("index")?,
+            slabs: instance.dir.map("slabs")?,
+            buckets: instance.config()?.buckets.into(),
+            present: Present::of(instance)?,
+        })
+    }
+
+    /// The entry of a key; if several memcacheds have it, the one asked for most.
+    pub fn find(&self, hash: u64) -> Result<Option<Entry>> {
+        let bucket = (bucket_of(hash, self.buckets) as u32).to_ne_bytes();
+        let bytes = self.index.lookup(&bucket, MapFlags::ANY).context("cannot read the index")?;
+        let bucket = bytes.and_then(|bytes| kernel::plain_from::<bmc_bucket>(&bytes));
+        let mut found: Option<Entry> = None;
+        for way in bucket.iter().flat_map(|bucket| self.present.ways(bucket)) {
+            if way >> 32 != hash >> 32 {
+                continue;
+            }
+            let Some(offset) = slot_of(way) else { continue };
+            let (slab, at) = Shared::around(&self.slabs, offset, SLOT_MAX)
+                .context("cannot map a part of the slabs")?;
+            if let Some(entry) = self.present.entry(&slab, at, way) {
+                if found.as_ref().is_none_or(|other| other.heat < entry.heat) {
+                    found = Some(entry);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// As in `bpf/slab.bpf.h`.
+fn bucket_of(hash: u64, buckets: u64) -> u64 {
+    ((hash & 0xffff_ffff) * buckets) >> 32
+}
+
+/// The offset in the slabs of the slot that a way leads to.
+fn slot_of(way: u64) -> Option<usize> {
+    let unit = (way as u32).checked_sub(1)? as usize;
+    Some(unit / UNITS * size_of::<bmc_slab>() + unit % UNITS * UNIT)
+}
+
 impl Cache {
     fn open(instance: &Instance) -> Result<Self> {
-        let map = |name| {
-            let map = instance.dir.map(name)?;
-            Shared::new(&map).with_context(|| format!("cannot map the {name}"))
-        };
-        let global: bmc_global = map("global")?.read(0).context("the map global is too small")?;
-        let config = instance.config()?;
         Ok(Self {
-            index: map("index")?,
-            slabs: map("slabs")?,
-            servers: map("servers")?,
-            buckets: config.buckets as usize,
-            epoch: global.word,
-            era: global.era,
-            now: instance::now(&instance.dir)?,
+            index: map(instance, "index")?,
+            slabs: map(instance, "slabs")?,
+            buckets: instance.config()?.buckets as usize,
+            present: Present::of(instance)?,
         })
     }
 
     /// Calls `each` for every live entry until it returns false.
     fn walk(&self, mut each: impl FnMut(Entry) -> Result<bool>) -> Result<()> {
-        if self.epoch & DIRTY != 0 {
-            return Ok(());
-        }
         for bucket in 0..self.buckets {
             let Some(bucket) = self.index.read::<bmc_bucket>(bucket * size_of::<bmc_bucket>())
             else {
                 break;
             };
-            if bucket.word & DIRTY != 0 {
-                continue;
-            }
-            for way in bucket.ways.into_iter().filter(|way| *way != 0) {
-                if let Some(entry) = self.entry(way) {
+            for way in self.present.ways(&bucket) {
+                let entry = slot_of(way).and_then(|at| self.present.entry(&self.slabs, at, way));
+                if let Some(entry) = entry {
                     if !each(entry)? {
                         return Ok(());
                     }
@@ -106,12 +169,29 @@ impl Cache {
         }
         Ok(())
     }
+}
 
-    /// The entry that a way leads to, by the rules of `cache_find()`.
-    fn entry(&self, way: u64) -> Option<Entry> {
-        let unit = (way as u32).checked_sub(1)? as usize;
-        let offset = unit / UNITS * size_of::<bmc_slab>() + unit % UNITS * UNIT;
-        let head: bmc_slot = self.slabs.read(offset)?;
+impl Present {
+    fn of(instance: &Instance) -> Result<Self> {
+        let global: bmc_global =
+            map(instance, "global")?.read(0).context("the map global is too small")?;
+        Ok(Self {
+            servers: map(instance, "servers")?,
+            epoch: global.word,
+            era: global.era,
+            now: instance::now(&instance.dir)?,
+        })
+    }
+
+    /// The ways of a bucket, unless nothing in it may be served.
+    fn ways(&self, bucket: &bmc_bucket) -> impl Iterator<Item = u64> + use<> {
+        let is_clean = (self.epoch | bucket.word) & DIRTY == 0;
+        bucket.ways.into_iter().filter(move |way| is_clean && *way != 0)
+    }
+
+    /// The entry at an offset that a way leads to, by the rules of `cache_find()`.
+    fn entry(&self, slabs: &Shared, at: usize, way: u64) -> Option<Entry> {
+        let head: bmc_slot = slabs.read(at)?;
         if head.seq % 2 != 0
             || head.hash >> 32 != way >> 32
             || head.epoch_len >> 16 != self.epoch >> 17
@@ -123,8 +203,8 @@ impl Cache {
             .min("VALUE ".len() + usize::from(head.klen) + NUMBERS);
         let mut words = [0; SLOT_MAX / 8];
         let words = words.get_mut(..(TEXT + len).div_ceil(8))?;
-        self.slabs.copy(offset, words)?;
-        let again: bmc_slot = self.slabs.read(offset)?;
+        slabs.copy(at, words)?;
+        let again: bmc_slot = slabs.read(at)?;
         if again.seq != head.seq {
             return None;
         }
@@ -224,8 +304,13 @@ pub fn show(
 }
 
 impl Entry {
+    /// The memcached that it is from, as in 10.0.0.1:11211.
+    pub fn memcached(&self) -> String {
+        SocketAddr::new(self.address, self.port).to_string()
+    }
+
     fn row(&self) -> String {
-        let memcached = std::net::SocketAddr::new(self.address, self.port).to_string();
+        let memcached = self.memcached();
         format!(
             "{:>10} {:>7} {:>9} {:>4} {:>6}  {memcached:<23} {}",
             self.flags,
@@ -237,8 +322,8 @@ impl Entry {
         )
     }
 
-    /// Written by hand: there may be millions.
-    fn to_json(&self) -> String {
+    /// As in `entries --json`. Written by hand: there may be millions.
+    pub fn to_json(&self) -> String {
         format!(
             "{{\"key\":\"{}\",\"address\":\"{}\",\"port\":{},\"vlan\":\"{}\",\"flags\":{},\
              \"bytes\":{},\"left_ms\":{},\"heat\":{}}}",
@@ -312,6 +397,23 @@ mod tests {
         assert_eq!(vlan(0), "-");
         assert_eq!(vlan(100), "100");
         assert_eq!(vlan(100 + (200 << 12)), "100.200");
+    }
+
+    #[test]
+    fn finds_the_bucket_that_the_programs_use() {
+        let header = include_str!("../bpf/slab.bpf.h");
+        assert!(header.contains("return (hash & 0xffffffff) * cfg.buckets >> 32;"));
+        assert_eq!(bucket_of(0xffff_ffff_0000_0000, 1000), 0);
+        assert_eq!(bucket_of(0x8000_0000, 1000), 500);
+        assert_eq!(bucket_of(u64::MAX, u32::MAX.into()), u64::from(u32::MAX) - 1);
+    }
+
+    #[test]
+    fn finds_the_slot_that_a_way_leads_to() {
+        assert_eq!(slot_of(7 << 32), None, "an empty way has no address");
+        assert_eq!(slot_of(7 << 32 | 1), Some(0));
+        assert_eq!(slot_of(3), Some(2 * UNIT));
+        assert_eq!(slot_of(1 + UNITS as u64), Some(1 << 20));
     }
 
     #[test]

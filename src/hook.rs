@@ -115,8 +115,47 @@ const SUFFIXES: [(&str, Place, Carrier); 6] = [
 const QDISC: &str = "qdisc";
 
 /// The name of the record that an interface's qdisc is ours.
-pub fn qdisc_name(iface: &str) -> String {
-    format!("{}_{QDISC}", escape(iface))
+pub fn qdisc_name(device: &Device) -> String {
+    format!("{}_{QDISC}", device.record())
+}
+
+/// An interface, as pins record it. Its index stays when somebody renames it, and
+/// no other interface of the network namespace gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name when it was attached to.
+    pub first_name: String,
+    /// Its index then.
+    first_index: i32,
+    /// Its index now: another one if it was in another network namespace meanwhile.
+    pub index: i32,
+}
+
+impl Device {
+    /// The interface with this name and this index.
+    pub fn new(first_name: String, index: i32) -> Self {
+        Self { first_name, first_index: index, index }
+    }
+
+    /// The interface that has this name now.
+    pub fn named(name: &str) -> anyhow::Result<Self> {
+        Ok(Self::new(name.into(), system::interface(name)?))
+    }
+
+    /// Its name now, or what it was as long as it was there.
+    pub fn name(&self) -> String {
+        system::name_of(self.index).unwrap_or_else(|_| self.first_name.clone())
+    }
+
+    fn from_record(text: &str) -> Option<Self> {
+        let (name, index) = text.rsplit_once('_')?;
+        Some(Self::new(unescape(name), index.parse().ok()?))
+    }
+
+    /// As which it is recorded.
+    pub fn record(&self) -> String {
+        format!("{}_{}", escape(&self.first_name), self.first_index)
+    }
 }
 
 /// An interface's name, fit for bpffs, which allows no dots.
@@ -133,7 +172,7 @@ pub fn unescape(name: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// The interface.
-    pub iface: String,
+    pub device: Device,
     /// Where on the interface.
     pub place: Place,
     /// By which means.
@@ -141,65 +180,75 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// The hook of a pin in a directory, where it is now.
+    pub fn pinned(name: &str, dir: &Path) -> Option<Self> {
+        let mut hook = Self::from_name(name)?;
+        if hook.carrier == Carrier::Link {
+            let index = hook.link(dir).map_or(0, |(_, info)| info.ifindex);
+            if let Ok(index @ 1..) = i32::try_from(index) {
+                hook.device.index = index;
+            }
+        }
+        Some(hook)
+    }
+
     /// Reads a pin's name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        let (iface, suffix) = name.rsplit_once('_')?;
+    fn from_name(name: &str) -> Option<Self> {
+        let (device, suffix) = name.rsplit_once('_')?;
         let (_, place, carrier) = SUFFIXES.iter().find(|(s, ..)| *s == suffix)?;
-        Some(Self { iface: unescape(iface), place: *place, carrier: *carrier })
+        Some(Self { device: Device::from_record(device)?, place: *place, carrier: *carrier })
+    }
+
+    /// Whether it is there to see what local clients write.
+    pub fn is_on_loopback(&self) -> bool {
+        self.device.first_name == "lo"
     }
 
     /// The pin's name.
     pub fn name(&self) -> String {
         let is_mine = |s: &&(&str, Place, Carrier)| (s.1, s.2) == (self.place, self.carrier);
         let suffix = SUFFIXES.iter().find(is_mine).map_or("", |s| s.0);
-        format!("{}_{suffix}", escape(&self.iface))
+        format!("{}_{suffix}", self.device.record())
     }
 
     /// Puts a program to its place and pins that in a directory.
     pub fn attach(
-        iface: &str,
-        ifindex: i32,
+        device: &Device,
         place: Place,
         prog: BorrowedFd<'_>,
         owner: Owner,
         dir: &Path,
     ) -> io::Result<Self> {
-        let mut hook = Self { iface: iface.into(), place, carrier: Carrier::Link };
+        let mut hook = Self { device: device.clone(), place, carrier: Carrier::Link };
         let is_tc = !place.is_xdp();
         // For tests on kernels that have tcx.
         let no_tcx = is_tc && env::var_os("BMC_TC").is_some_and(|tc| tc == "clsact");
         let link = if no_tcx {
             Err(Errno::EINVAL.into())
         } else {
-            kernel::link_create(prog, ifindex, place.link_type())
+            kernel::link_create(prog, device.index, place.link_type())
         };
         match link {
             Ok(link) => kernel::pin(link.as_fd(), &dir.join(hook.name()))?,
             Err(err) if is_tc && err.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 hook.carrier = Carrier::Filter;
-                hook.attach_filter(ifindex, prog, owner, dir)?;
+                hook.attach_filter(prog, owner, dir)?;
             }
             Err(err) => return Err(err),
         }
         Ok(hook)
     }
 
-    fn attach_filter(
-        &self,
-        ifindex: i32,
-        prog: BorrowedFd<'_>,
-        owner: Owner,
-        dir: &Path,
-    ) -> io::Result<()> {
+    fn attach_filter(&self, prog: BorrowedFd<'_>, owner: Owner, dir: &Path) -> io::Result<()> {
         // Recorded first: whoever is killed in between must not leave it.
-        let qdisc = dir.join(qdisc_name(&self.iface));
+        let qdisc = dir.join(qdisc_name(&self.device));
         let was_ours = qdisc.exists();
         system::make_directory(&qdisc)?;
-        if !kernel::clsact_create(ifindex)? && !was_ours {
+        if !kernel::clsact_create(self.device.index)? && !was_ours {
             fs::remove_dir(&qdisc)?;
         }
         kernel::pin(prog, &dir.join(self.name()))?;
-        self.filter(ifindex, prog, owner).attach().map_err(to_io)?;
+        self.filter(prog, owner).attach().map_err(to_io)?;
         Ok(())
     }
 
@@ -211,7 +260,7 @@ impl Hook {
                 kernel::link_update(link.as_fd(), prog)
             }
             Carrier::Filter => {
-                let mut filter = self.filter(self.ifindex()?, prog, owner);
+                let mut filter = self.filter(prog, owner);
                 filter.replace(true).attach().map(drop).map_err(to_io)
             }
         }
@@ -236,17 +285,18 @@ impl Hook {
         Ok((link, info))
     }
 
-    /// Whether its program runs, and on the interface with this index, in this
-    /// network namespace.
-    pub fn is_on(&self, ifindex: i32, owner: Owner, dir: &Path) -> bool {
+    /// Whether its program runs on the interface that has its index in this network
+    /// namespace.
+    pub fn is_in_place(&self, owner: Owner, dir: &Path) -> bool {
+        let index = self.device.index;
         match (self.carrier, self.place) {
-            (Carrier::Filter, _) => self.filter_program(ifindex, owner).is_some(),
+            (Carrier::Filter, _) => self.filter_program(owner).is_some(),
             (Carrier::Link, Place::Native | Place::Generic) => {
-                let programs = kernel::xdp(ifindex).unwrap_or_default().programs;
+                let programs = kernel::xdp(index).unwrap_or_default().programs;
                 self.link(dir).is_ok_and(|(_, info)| programs.contains(&info.prog_id))
             }
             (Carrier::Link, _) => {
-                let tcx = kernel::tcx(ifindex, self.place.link_type()).unwrap_or_default();
+                let tcx = kernel::tcx(index, self.place.link_type()).unwrap_or_default();
                 let has = |id| tcx.iter().any(|tcx| tcx.link == Some(id));
                 self.link(dir).is_ok_and(|(_, info)| has(info.id))
             }
@@ -260,7 +310,7 @@ impl Hook {
                 let (_, info) = self.link(dir).ok()?;
                 (info.ifindex != 0).then_some(info.prog_id)
             }
-            Carrier::Filter => self.filter_program(self.ifindex().ok()?, owner),
+            Carrier::Filter => self.filter_program(owner),
         }
     }
 
@@ -282,27 +332,21 @@ impl Hook {
     }
 
     fn remove_filter(&self, owner: Owner) -> io::Result<()> {
-        let Ok(ifindex) = self.ifindex() else {
-            return Ok(()); // the filter went with the interface
-        };
-        if self.filter_program(ifindex, owner).is_none() {
-            return Ok(());
+        if self.filter_program(owner).is_none() {
+            return Ok(()); // it went with the interface
         }
-        TcHook::detach(&mut self.filter(ifindex, NO_PROGRAM, owner)).map_err(to_io)
+        TcHook::detach(&mut self.filter(NO_PROGRAM, owner)).map_err(to_io)
     }
 
-    fn filter_program(&self, ifindex: i32, owner: Owner) -> Option<u32> {
-        self.filter(ifindex, NO_PROGRAM, owner).query().ok()
+    fn filter_program(&self, owner: Owner) -> Option<u32> {
+        self.filter(NO_PROGRAM, owner).query().ok()
     }
 
-    fn filter(&self, ifindex: i32, prog: BorrowedFd<'_>, owner: Owner) -> TcHook {
+    fn filter(&self, prog: BorrowedFd<'_>, owner: Owner) -> TcHook {
         let side = if self.place == Place::Egress { TC_EGRESS } else { TC_INGRESS };
-        *TcHook::new(prog).ifindex(ifindex).attach_point(side).handle(owner.0).priority(PRIORITY)
-    }
-
-    /// The interface's index, if it is still there.
-    pub fn ifindex(&self) -> io::Result<i32> {
-        system::index_of(&self.iface)
+        let mut filter = TcHook::new(prog);
+        filter.ifindex(self.device.index).attach_point(side).handle(owner.0).priority(PRIORITY);
+        filter
     }
 }
 
@@ -320,26 +364,29 @@ impl Owner {
 }
 
 /// The interfaces whose qdisc a directory records as ours.
-pub fn qdiscs(dir: &Path) -> io::Result<Vec<String>> {
-    let mut ifaces = Vec::new();
+pub fn qdiscs(dir: &Path) -> io::Result<Vec<Device>> {
+    let mut devices = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        let iface = name.to_str().and_then(|n| n.strip_suffix(QDISC)?.strip_suffix('_'));
-        ifaces.extend(iface.map(unescape));
+        let device = name.to_str().and_then(|n| n.strip_suffix(QDISC)?.strip_suffix('_'));
+        devices.extend(device.and_then(Device::from_record));
     }
-    Ok(ifaces)
+    Ok(devices)
 }
 
 /// Records a qdisc of ours in another directory too.
-pub fn carry_qdisc_over(iface: &str, old: &Path, new: &Path) -> io::Result<()> {
-    let name = qdisc_name(iface);
-    if old.join(&name).exists() { system::make_directory(&new.join(name)) } else { Ok(()) }
+pub fn carry_qdisc_over(device: &Device, old: &Path, new: &Path) -> io::Result<()> {
+    qdiscs(old)?
+        .iter()
+        .filter(|other| other.index == device.index)
+        .try_for_each(|other| system::make_directory(&new.join(qdisc_name(other))))
 }
 
 /// Removes the record of a qdisc of ours, and the qdisc, unless it stays or
 /// somebody else has put filters there.
-pub fn remove_qdisc(iface: &str, dir: &Path, stays: bool) -> io::Result<()> {
-    if let (false, Ok(ifindex)) = (stays, system::index_of(iface)) {
+pub fn remove_qdisc(device: &Device, dir: &Path, stays: bool) -> io::Result<()> {
+    let ifindex = device.index;
+    if !stays && system::name_of(ifindex).is_ok() {
         let is_free = |side| netlink::filters(ifindex, side).map(|filters| filters.is_empty());
         if is_free(INGRESS)? && is_free(EGRESS)? {
             let mut qdisc = TcHook::new(NO_PROGRAM);
@@ -347,7 +394,7 @@ pub fn remove_qdisc(iface: &str, dir: &Path, stays: bool) -> io::Result<()> {
             ignore_missing(qdisc.destroy().map_err(to_io))?;
         }
     }
-    fs::remove_dir(dir.join(qdisc_name(iface)))
+    fs::remove_dir(dir.join(qdisc_name(device)))
 }
 
 fn ignore_missing(ret: io::Result<()>) -> io::Result<()> {
@@ -389,12 +436,14 @@ mod tests {
     fn reads_the_names_it_gives() {
         for (_, place, carrier) in SUFFIXES {
             for iface in ["eth0", "a_native", "eth0.100"] {
-                let hook = Hook { iface: iface.into(), place, carrier };
+                let device = Device::new(iface.into(), 7);
+                let hook = Hook { device, place, carrier };
                 assert!(!hook.name().contains('.'));
                 assert_eq!(Hook::from_name(&hook.name()), Some(hook));
             }
         }
-        assert_eq!(Hook::from_name("eth0_qdisc"), None);
+        assert_eq!(Hook::from_name("eth0_7_qdisc"), None);
+        assert_eq!(Hook::from_name("eth0_in"), None);
         assert_eq!(Hook::from_name("eth0"), None);
     }
 

@@ -46,6 +46,7 @@ use nix::fcntl::RenameFlags;
 use nix::fcntl::renameat2;
 
 use crate::hook::Carrier;
+use crate::hook::Device;
 use crate::hook::Hook;
 use crate::hook::Owner;
 use crate::hook::Place;
@@ -53,6 +54,7 @@ use crate::hook::qdisc_name;
 use crate::hook::qdiscs;
 use crate::hook::remove_qdisc;
 use crate::kernel;
+use crate::kernel::ProgInfo;
 use crate::layout::LAYOUT;
 use crate::message;
 use crate::skel::types::bmc_class;
@@ -73,7 +75,7 @@ const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";
 
 /// The programs, as they are pinned.
-pub const PROGRAMS: [&str; 6] = ["rx", "rx_tc", "tx", "now", "flush", GONE];
+const PROGRAMS: [&str; 6] = ["rx", "rx_tc", "tx", "now", "flush", GONE];
 
 /// The one that is told when memcached stops to listen.
 pub const GONE: &str = "gone";
@@ -86,15 +88,27 @@ pub const WATCH: &str = "watch";
 pub struct NotAttached(String);
 
 impl NotAttached {
-    /// Says so about an instance, or an interface.
-    pub fn new(what: &str) -> Self {
-        Self(what.into())
+    /// Says so about an interface.
+    fn interface(name: &str) -> Self {
+        Self(format!("{name} is not attached"))
+    }
+
+    /// Says so about an instance, and which ones are.
+    fn instance(name: &str) -> Self {
+        let mut others = names().unwrap_or_default();
+        others.retain(|other| !other.starts_with(NEW));
+        let hint = if others.is_empty() {
+            String::new()
+        } else {
+            format!(" (attached are: {}; --instance chooses)", others.join(", "))
+        };
+        Self(format!("instance {name} is not attached{hint}"))
     }
 }
 
 impl fmt::Display for NotAttached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not attached", self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -224,6 +238,12 @@ impl Dir {
         self.path.is_dir()
     }
 
+    /// What tells it from what was or will be attached by the same name; `None` if
+    /// it is not there.
+    pub fn identity(&self) -> Option<u64> {
+        fs::metadata(&self.path).ok().map(|directory| directory.ino())
+    }
+
     /// Makes it, empty.
     pub fn create(&self) -> io::Result<()> {
         system::make_directory(&self.path)?;
@@ -248,10 +268,12 @@ impl Dir {
     /// Its hooks.
     pub fn hooks(&self) -> io::Result<Vec<Hook>> {
         let mut hooks = Vec::new();
-        for entry in fs::read_dir(self.links())? {
-            hooks.extend(entry?.file_name().to_str().and_then(Hook::from_name));
+        let links = self.links();
+        for entry in fs::read_dir(&links)? {
+            let name = entry?.file_name();
+            hooks.extend(name.to_str().and_then(|name| Hook::pinned(name, &links)));
         }
-        hooks.sort_by(|a, b| (&a.iface, a.place).cmp(&(&b.iface, b.place)));
+        hooks.sort_by_key(|hook| (hook.device.record(), hook.place));
         Ok(hooks)
     }
 
@@ -321,6 +343,11 @@ impl Dir {
             || !self.noted("netns").is_some_and(|ns| system::network_namespace_exists(&ns))
     }
 
+    /// What an interface is called, as far as that can be known here.
+    pub fn name_of(&self, device: &Device) -> String {
+        if self.is_here() { device.name() } else { device.first_name.clone() }
+    }
+
     /// Whether it was attached in this network namespace.
     pub fn is_here(&self) -> bool {
         self.noted("netns") == system::network_namespace().ok()
@@ -353,8 +380,8 @@ impl Dir {
             for hook in hooks {
                 hook.remove(&links, self.owner, stays(hook.name()))?;
             }
-            for iface in qdiscs(&links)? {
-                remove_qdisc(&iface, &links, stays(qdisc_name(&iface)))?;
+            for device in qdiscs(&links)? {
+                remove_qdisc(&device, &links, stays(qdisc_name(&device)))?;
             }
             fs::remove_dir(links)?;
         }
@@ -406,7 +433,7 @@ impl Instance {
     pub fn find(name: &str) -> Result<Self> {
         let dir = Dir::of(name);
         if !dir.exists() {
-            bail!(NotAttached::new(&format!("instance {name}")));
+            bail!(NotAttached::instance(name));
         }
         Ok(Self { dir, name: name.into() })
     }
@@ -432,6 +459,13 @@ impl Instance {
             })
     }
 
+    /// Its programs, in the order of [`PROGRAMS`].
+    pub fn programs(&self) -> Result<Vec<ProgInfo>> {
+        let watches = self.dir.watches_memcached();
+        let names = PROGRAMS.into_iter().filter(|name| watches || *name != GONE);
+        names.map(|name| Ok(kernel::prog_info(self.dir.program(name)?.as_fd())?)).collect()
+    }
+
     /// Whether it idles: an attach was interrupted.
     pub fn is_idle(&self) -> Result<bool> {
         let bytes = self.dir.map("global")?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
@@ -443,12 +477,17 @@ impl Instance {
     pub fn interfaces(&self) -> Result<Vec<Interface>> {
         let hooks = self.hooks()?;
         let links = self.dir.links();
+        let is_here = self.dir.is_here();
         let mut interfaces = Vec::new();
-        for hooks in hooks.chunk_by(|a, b| a.iface == b.iface) {
-            if hooks[0].iface == "lo" {
+        for hooks in hooks.chunk_by(|a, b| a.device.record() == b.device.record()) {
+            if hooks[0].is_on_loopback() {
                 continue;
             }
-            let runs = |hook: &&Hook| hook.program_id(self.dir.owner(), &links).is_some();
+            let runs = |hook: &&Hook| {
+                let (owner, links) = (self.dir.owner(), &links);
+                let is_in_place = is_here && hook.is_in_place(owner, links);
+                is_in_place || !is_here && hook.program_id(owner, links).is_some()
+            };
             let all = [Place::Egress, Place::Ingress]
                 .iter()
                 .all(|place| hooks.iter().any(|hook| hook.place == *place));
@@ -462,14 +501,14 @@ impl Instance {
                 Some(Place::Generic) => "generic",
                 _ => "tc",
             };
-            interfaces.push(Interface { name: hooks[0].iface.clone(), mode, state });
+            interfaces.push(Interface { name: self.dir.name_of(&hooks[0].device), mode, state });
         }
         Ok(interfaces)
     }
 
     /// Whether it watches the loopback.
     pub fn watches_loopback(&self) -> Result<bool> {
-        Ok(self.hooks()?.iter().any(|hook| hook.iface == "lo"))
+        Ok(self.hooks()?.iter().any(Hook::is_on_loopback))
     }
 
     /// Its hooks.
@@ -508,10 +547,15 @@ impl Instance {
         let secs = self.dir.noted("since")?.to_str()?.parse().ok()?;
         Some(UNIX_EPOCH + Duration::from_secs(secs))
     }
+
+    /// The same in seconds since 1970.
+    pub fn since_unix(&self) -> Option<u64> {
+        Some(self.since()?.duration_since(UNIX_EPOCH).ok()?.as_secs())
+    }
 }
 
 /// The slots of one size.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
     /// Bytes of a slot.
     pub size: u64,
@@ -539,6 +583,7 @@ impl Class {
 }
 
 /// How an interface is attached to.
+#[derive(Clone, Debug)]
 pub struct Interface {
     /// Its name.
     pub name: String,
@@ -579,7 +624,7 @@ pub fn others(than: &str) -> Result<Vec<Instance>> {
 /// Detaches an instance from interfaces, or from all when none is given.
 pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
     let Some(_lock) = Lock::exclusive()? else {
-        bail!(NotAttached::new(&format!("instance {name}")));
+        bail!(NotAttached::instance(name));
     };
     let instance = Instance::find(name)?;
     let dir = &instance.dir;
@@ -587,11 +632,12 @@ pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
         bail!("instance {name} is attached in another network namespace: detach it there");
     }
     let hooks = instance.hooks()?;
-    let is_attached = |iface: &String| hooks.iter().any(|hook| hook.iface == *iface);
+    let is_named = |device: &Device| interfaces.contains(&dir.name_of(device));
+    let is_attached = |iface: &String| hooks.iter().any(|hook| dir.name_of(&hook.device) == *iface);
     if let Some(iface) = interfaces.iter().find(|iface| !is_attached(iface)) {
-        bail!(NotAttached::new(iface));
+        bail!(NotAttached::interface(iface));
     }
-    let stays = |hook: &Hook| hook.iface != "lo" && !interfaces.contains(&hook.iface);
+    let stays = |hook: &Hook| !hook.is_on_loopback() && !is_named(&hook.device);
     if interfaces.is_empty() || !hooks.iter().any(stays) {
         message::detail(&format!("detaching instance {name}"));
         // A cache that cannot idle, because it is damaged, must go all the more.
@@ -601,16 +647,17 @@ pub fn detach(name: &str, interfaces: &[String]) -> Result<()> {
         return remove(dir).context("cannot detach");
     }
     let mut hooks = hooks;
-    hooks.retain(|hook| interfaces.contains(&hook.iface));
+    hooks.retain(|hook| is_named(&hook.device));
     hooks.sort_by_key(|hook| std::cmp::Reverse(hook.place));
     for hook in hooks {
-        message::detail(&format!("detaching from {}", hook.iface));
+        let iface = dir.name_of(&hook.device);
+        message::detail(&format!("detaching from {iface}"));
         hook.remove(&dir.links(), dir.owner(), false)
-            .with_context(|| format!("cannot detach from {}", hook.iface))?;
+            .with_context(|| format!("cannot detach from {iface}"))?;
     }
-    for iface in qdiscs(&dir.links())?.iter().filter(|iface| interfaces.contains(iface)) {
-        remove_qdisc(iface, &dir.links(), false)
-            .with_context(|| format!("cannot remove the qdisc of {iface}"))?;
+    for device in qdiscs(&dir.links())?.iter().filter(|device| is_named(device)) {
+        remove_qdisc(device, &dir.links(), false)
+            .with_context(|| format!("cannot remove the qdisc of {}", dir.name_of(device)))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use std::ffi::CStr;
 use std::ffi::CString;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::BorrowedFd;
@@ -349,13 +350,30 @@ impl Shared {
         Self::map(map, ProtFlags::PROT_READ)
     }
 
+    /// Maps only what surrounds `bytes` bytes at a byte offset, and says at which
+    /// offset they are therein. The kernel takes its time to map a large array whole.
+    pub fn around(map: &impl MapCore, offset: usize, bytes: usize) -> io::Result<(Self, usize)> {
+        const PAGES: usize = 1 << 16; // a whole number of them on any machine
+
+        let from = offset / PAGES * PAGES;
+        let to = (offset + bytes).next_multiple_of(PAGES).min(Self::bytes(map));
+        Ok((Self::map_range(map, ProtFlags::PROT_READ, from..to)?, offset - from))
+    }
+
     fn map(map: &impl MapCore, access: ProtFlags) -> io::Result<Self> {
-        let value = map.value_size().next_multiple_of(8) as usize;
-        let bytes = value * map.max_entries() as usize;
-        let len = NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        Self::map_range(map, access, 0..Self::bytes(map))
+    }
+
+    fn bytes(map: &impl MapCore) -> usize {
+        map.value_size().next_multiple_of(8) as usize * map.max_entries() as usize
+    }
+
+    fn map_range(map: &impl MapCore, access: ProtFlags, range: Range<usize>) -> io::Result<Self> {
+        let len = NonZeroUsize::new(range.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        let from = i64::try_from(range.start).map_err(io::Error::other)?;
         // SAFETY: a new mapping, which overlaps nothing.
-        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, map.as_fd(), 0) }?;
-        Ok(Self { start: start.cast(), words: bytes / 8 })
+        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, map.as_fd(), from) }?;
+        Ok(Self { start: start.cast(), words: range.len() / 8 })
     }
 
     /// Copies the value at a byte offset, a word at a time, each of them whole.

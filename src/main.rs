@@ -17,6 +17,8 @@ use bmc::instance::NotAttached;
 use bmc::message;
 use bmc::output;
 use bmc::stats;
+use bmc::system;
+use bmc::top;
 use bmc::workers;
 use clap::CommandFactory as _;
 
@@ -28,7 +30,9 @@ fn main() -> ExitCode {
     match kind {
         // Whoever reads has had enough.
         Some(io::ErrorKind::BrokenPipe) => return ExitCode::SUCCESS,
-        Some(io::ErrorKind::PermissionDenied) => message::tell(&format!("{err:#} (run as root)")),
+        Some(io::ErrorKind::PermissionDenied) => {
+            message::tell(&format!("{err:#} ({})", system::permission_hint()));
+        }
         _ => message::tell(&format!("{err:#}")),
     }
     ExitCode::from(if err.is::<NotAttached>() { 3 } else { 1 })
@@ -47,6 +51,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Entries { limit, key, json } => {
             entries::show(name, limit, key.as_ref(), json, &mut out)?;
         }
+        Command::Top(args) => top::run(&args, name, &mut out)?,
         Command::Bench(args) => bench::run(&args, &mut out)?,
         Command::Doctor { interfaces, json } => doctor::run(&interfaces, name, json, &mut out)?,
         Command::Memcached(args) => match workers::exec(&args)? {},
@@ -56,7 +61,8 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "bmc", &mut text);
             out.write_all(&text)?;
         }
-        Command::Man => output::man(&mut out)?,
+        Command::Man { command: None } => output::man(&mut out)?,
+        Command::Man { command: Some(command) } => output::man_of(&command, &mut out)?,
     }
     Ok(out.flush()?)
 }

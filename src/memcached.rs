@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What bmc cannot watch or be of use to: memcached is asked how it is set up.
+//! What memcached says about itself: its version, and settings with which bmc
+//! cannot watch it or be of use to it.
 //! `bmc attach` and `bmc doctor` go by the same answers.
 //!
 //! memcached itself refuses UDP with authentication and with external storage,
@@ -15,10 +16,14 @@ use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::bail;
 use nix::ifaddrs::getifaddrs;
@@ -34,6 +39,21 @@ const REPLY_MAX: usize = 1 << 16;
 
 /// Bytes before the text of a datagram.
 const FRAME: usize = 8;
+
+/// What `-V` of a memcached says: `1.6.18`. Fails if it cannot be run or is
+/// something else, and then names the option that chooses another one.
+pub fn version(path: &Path, option: &str) -> Result<String> {
+    let name = path.display();
+    let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
+    let output = output.with_context(|| {
+        format!("cannot run {name} (Debian: apt install memcached, or {option} PATH)")
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Some(version) = text.trim().strip_prefix("memcached ") else {
+        bail!("{name} -V does not say that it is memcached (try {option} PATH)");
+    };
+    Ok(version.into())
+}
 
 /// Which of its statistics memcached is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +159,9 @@ pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
     Ok(())
 }
 
-/// The addresses of interfaces and the loopback, in this order.
+/// The addresses of interfaces and the loopback, in this order. Not the link-local
+/// ones of IPv6: a connection to those from this machine crosses the loopback, where
+/// the kernel finds no socket for them, so it would empty a cache that is replaced.
 fn addresses(interfaces: &[String]) -> Vec<SocketAddr> {
     let known: Vec<_> = getifaddrs().map(Iterator::collect).unwrap_or_default();
     let mut addresses = Vec::new();
@@ -147,7 +169,8 @@ fn addresses(interfaces: &[String]) -> Vec<SocketAddr> {
         for address in known.iter().filter(|known| known.interface_name == iface) {
             let Some(address) = &address.address else { continue };
             addresses.extend(address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into())));
-            addresses.extend(address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())));
+            let v6 = address.as_sockaddr_in6().filter(|v6| !v6.ip().is_unicast_link_local());
+            addresses.extend(v6.map(|v6| SocketAddr::V6((*v6).into())));
         }
     }
     addresses

@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
-use std::time::UNIX_EPOCH;
 
+use anyhow::Context as _;
 use anyhow::Result;
 use clap::CommandFactory as _;
 use clap_mangen::Man;
@@ -16,13 +15,15 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Cli;
-use crate::instance::GONE;
+use crate::instance::Class;
 use crate::instance::Instance;
-use crate::instance::PROGRAMS;
-use crate::kernel;
+use crate::instance::Interface;
 use crate::kernel::ProgInfo;
 use crate::skel::types::bmc_config;
 use crate::system;
+
+/// What has the kernel measure how long programs run.
+pub const MEASURE: &str = "sysctl kernel.bpf_stats_enabled=1";
 
 /// 1234567 as 1,234,567.
 pub fn grouped(number: u64) -> String {
@@ -68,7 +69,8 @@ pub fn escaped(bytes: &[u8]) -> String {
     text
 }
 
-fn mebibytes(bytes: u64) -> String {
+/// As in "254.6 MiB".
+pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
@@ -90,11 +92,7 @@ fn allowed(cfg: &bmc_config) -> Vec<String> {
 pub fn status(name: &str, as_json: bool, out: &mut impl Write) -> Result<()> {
     let (instance, _lock) = Instance::open(name)?;
     let cfg = instance.config()?;
-    let mut programs = Vec::new();
-    let watches = instance.dir.watches_memcached();
-    for name in PROGRAMS.into_iter().filter(|name| watches || *name != GONE) {
-        programs.push(kernel::prog_info(instance.dir.program(name)?.as_fd())?);
-    }
+    let programs = instance.programs()?;
     if as_json {
         writeln!(out, "{}", status_json(&instance, &cfg, &programs)?)?;
     } else {
@@ -104,29 +102,17 @@ pub fn status(name: &str, as_json: bool, out: &mut impl Write) -> Result<()> {
 }
 
 fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> Result<Value> {
-    let interfaces: Vec<_> = instance
-        .interfaces()?
-        .into_iter()
-        .map(|i| json!({ "name": i.name, "mode": i.mode, "state": i.state.to_string() }))
-        .collect();
     let programs: Vec<_> = programs
         .iter()
         .map(|p| json!({ "name": p.name, "id": p.id, "runs": p.runs, "ns_per_run": p.cost() }))
-        .collect();
-    let classes: Vec<_> = instance
-        .classes()?
-        .iter()
-        .map(
-            |c| json!({ "slot_bytes": c.size, "slabs": c.slabs, "slots": c.slots, "used": c.used }),
-        )
         .collect();
     let ports: Vec<_> = ports(cfg);
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
         "state": if instance.is_idle()? { "idle" } else { "caching" },
-        "since": instance.since().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map(|t| t.as_secs()),
-        "interfaces": interfaces,
+        "since": instance.since_unix(),
+        "interfaces": interfaces_json(&instance.interfaces()?),
         "loopback": instance.watches_loopback()?,
         "ports": ports,
         "max_age_ms": cfg.max_age / 1_000_000,
@@ -134,9 +120,22 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "allow": allowed(cfg),
         "memory_bytes": cfg.memory,
         "memory_locked_bytes": instance.memory_locked()?,
-        "classes": classes,
+        "classes": classes_json(&instance.classes()?),
         "programs": programs,
     }))
+}
+
+/// What is attached where, as in `status --json`.
+pub fn interfaces_json(interfaces: &[Interface]) -> Value {
+    let object =
+        |i: &Interface| json!({ "name": i.name, "mode": i.mode, "state": i.state.to_string() });
+    interfaces.iter().map(object).collect()
+}
+
+/// What became of the memory for slots, as in `status --json`.
+pub fn classes_json(classes: &[Class]) -> Value {
+    let object = |c: &Class| json!({ "slot_bytes": c.size, "slabs": c.slabs, "slots": c.slots, "used": c.used });
+    classes.iter().map(object).collect()
 }
 
 fn ports(cfg: &bmc_config) -> Vec<u16> {
@@ -183,7 +182,7 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         row(title, &format!("{:<10} id {}{cost}", program.name, program.id));
     }
     if !system::measures_run_time() {
-        row("", "(their cost: sysctl kernel.bpf_stats_enabled=1)");
+        row("", &format!("(their cost: {MEASURE})"));
     }
     Ok(text)
 }
@@ -211,6 +210,17 @@ pub fn man(out: &mut impl Write) -> Result<()> {
     let mut text = Vec::new();
     page.render_extra_section(&mut text)?;
     write!(out, "{}", String::from_utf8(text)?.replace(".SH EXTRA", ".SH \"EXIT STATUS\""))?;
+    Ok(())
+}
+
+/// `bmc man <COMMAND>`: the page of one command.
+pub fn man_of(name: &str, out: &mut impl Write) -> Result<()> {
+    let mut cli = Cli::command();
+    // Gives the page the name "bmc-attach", and the global options.
+    cli.build();
+    let command = cli.find_subcommand(name);
+    let command = command.with_context(|| format!("no such command: {name} (see bmc --help)"))?;
+    Man::new(command.clone()).render(out)?;
     Ok(())
 }
 

@@ -6,22 +6,29 @@
  * memcached binds one UDP socket for each address and hands dup()s of it to the
  * workers: all of them wake for a datagram, and take turns at the lock of one
  * queue. Here the copy becomes a socket of its own, bound to the same address
- * with SO_REUSEPORT: the kernel spreads the clients over them. The first one gets
- * that option only after it was bound, so that a port that is busy stays an error.
+ * with SO_REUSEPORT: the kernel spreads the clients over them, or the CPUs that
+ * receive for them. The first one gets that option only after it was bound, so that
+ * a port that is busy stays an error.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Programs that memcached might start are not memcached. */
-__attribute__((constructor)) static void forget(void)
+static bool by_cpu;
+
+/* Reads what workers.rs says. Programs that memcached might start are not memcached. */
+__attribute__((constructor)) static void begin(void)
 {
 	const char *before = getenv("BMC_LD_PRELOAD");
 
+	by_cpu = getenv("BMC_BY_CPU");
+	unsetenv("BMC_BY_CPU");
 	if (before)
 		setenv("LD_PRELOAD", before, 1);
 	else
@@ -42,13 +49,38 @@ static int set(int fd, int level, int name, int value)
 	return setsockopt(fd, level, name, &value, sizeof(value));
 }
 
+/*
+ * Has a datagram go to the socket numbered like the CPU that received it, modulo
+ * how many there are: the kernel numbers them in the order in which they were
+ * bound (socket(7), SO_ATTACH_REUSEPORT_CBPF). It forgets the program before.
+ */
+static int choose_by_cpu(int fd, unsigned int sockets)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_CPU),
+		BPF_STMT(BPF_ALU | BPF_MOD | BPF_K, sockets),
+		BPF_STMT(BPF_RET | BPF_A, 0),
+	};
+	struct sock_fprog program = { sizeof(code) / sizeof(*code), code };
+
+	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program,
+			  sizeof(program));
+}
+
 /* A socket like fd, bound to the same address. -1, with errno, if it cannot be. */
 static int twin(int fd, int domain, const struct sockaddr *address, socklen_t len)
 {
+	/* memcached makes all copies of one before it goes on to the next. */
+	static int first = -1;
+	static unsigned int sockets;
 	int copy = socket(domain, SOCK_DGRAM, 0), error;
 
 	if (copy < 0)
 		return -1;
+	if (fd != first) {
+		first = fd;
+		sockets = 1;
+	}
 	/* The kernel tells twice the size that it was told. */
 	if ((domain == AF_INET6 && set(copy, IPPROTO_IPV6, IPV6_V6ONLY,
 				       option(fd, IPPROTO_IPV6, IPV6_V6ONLY))) ||
@@ -56,12 +88,14 @@ static int twin(int fd, int domain, const struct sockaddr *address, socklen_t le
 		option(fd, SOL_SOCKET, SO_SNDBUF) / 2) ||
 	    set(fd, SOL_SOCKET, SO_REUSEPORT, 1) ||
 	    set(copy, SOL_SOCKET, SO_REUSEPORT, 1) || bind(copy, address, len) ||
+	    (by_cpu && choose_by_cpu(fd, sockets + 1)) ||
 	    fcntl(copy, F_SETFL, fcntl(fd, F_GETFL)) < 0) {
 		error = errno;
 		close(copy);
 		errno = error;
 		return -1;
 	}
+	sockets++;
 	return copy;
 }
 

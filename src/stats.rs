@@ -2,15 +2,18 @@
 //! The counters: read, summed, subtracted, shown.
 
 use std::io::Write;
+use std::process;
 use std::thread::sleep;
 use std::time::Instant;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Context as _;
+use anyhow::Error;
 use anyhow::Result;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
@@ -18,6 +21,8 @@ use serde_json::json;
 use crate::cli;
 use crate::cli::Format;
 use crate::instance::Instance;
+use crate::instance::NotAttached;
+use crate::metrics;
 use crate::output::grouped;
 use crate::skel::types::bmc_stats;
 
@@ -70,14 +75,14 @@ const _: () = assert!(size_of::<bmc_stats>() == COUNT * size_of::<u64>());
 
 /// Counters that are shown together: their prefix, the name of all, and what
 /// it means.
-const GROUPS: [(&str, &str, &str); 3] = [
+pub const GROUPS: [(&str, &str, &str); 3] = [
     ("pass_", "passes", "UDP requests left to memcached although they might be answered"),
     ("lease_", "lease_refusals", "Leases not given"),
     ("fill_", "fill_refusals", "Values in replies that did not become entries"),
 ];
 
 /// The group of a counter, and its name therein.
-fn group(name: &str) -> Option<(&'static str, &str)> {
+pub fn group(name: &str) -> Option<(&'static str, &str)> {
     GROUPS.iter().find_map(|(prefix, group, _)| Some((*group, name.strip_prefix(prefix)?)))
 }
 
@@ -119,11 +124,13 @@ impl Counters {
         self.0[position.expect("callers name counters of the table")]
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// Each with its name, in the order of [`COUNTERS`].
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         COUNTERS.iter().zip(self.0).map(|((name, _), count)| (*name, count))
     }
 
-    fn of_group<'a>(&'a self, of: &'a str) -> impl Iterator<Item = (&'static str, u64)> + 'a {
+    /// Those of a group, by their names therein.
+    pub fn of_group<'a>(&'a self, of: &'a str) -> impl Iterator<Item = (&'static str, u64)> + 'a {
         self.iter().filter_map(move |(name, count)| {
             group(name).filter(|(g, _)| *g == of).map(|(_, rest)| (rest, count))
         })
@@ -135,13 +142,18 @@ impl Counters {
 
     /// As in `stats --json`.
     fn to_json(self) -> Map<String, Value> {
+        self.to_json_as(Value::from)
+    }
+
+    /// The same with each of them as `value` says.
+    fn to_json_as(self, value: impl Fn(u64) -> Value) -> Map<String, Value> {
         let mut object = Map::new();
         for (name, count) in self.iter().filter(|(name, _)| group(name).is_none()) {
-            object.insert(name.into(), count.into());
+            object.insert(name.into(), value(count));
         }
         for (_, of, _) in GROUPS {
             let reasons: Map<_, _> =
-                self.of_group(of).map(|(reason, count)| (reason.into(), count.into())).collect();
+                self.of_group(of).map(|(reason, count)| (reason.into(), value(count))).collect();
             object.insert(of.into(), reasons.into());
         }
         object
@@ -164,7 +176,11 @@ pub struct Sample {
 impl Sample {
     /// Reads them.
     pub fn take(instance: &Instance) -> Result<Self> {
-        let map = instance.dir.map("stats")?;
+        Self::read(&instance.dir.map("stats")?)
+    }
+
+    /// Reads them from their map.
+    pub fn read(map: &MapHandle) -> Result<Self> {
         let values = map
             .lookup_percpu(&0_u32.to_ne_bytes(), MapFlags::ANY)
             .context("cannot read the counters")?
@@ -174,6 +190,11 @@ impl Sample {
         Ok(Self { at: Instant::now(), cpus })
     }
 
+    /// Of each CPU.
+    pub fn cpus(&self) -> &[Counters] {
+        &self.cpus
+    }
+
     /// Of all CPUs together.
     pub fn total(&self) -> Counters {
         Counters::sum(&self.cpus)
@@ -181,6 +202,7 @@ impl Sample {
 }
 
 /// What happened between two samples, a second.
+#[derive(Clone, Debug)]
 pub struct Rates {
     counted: Counters,
     seconds: f64,
@@ -193,8 +215,54 @@ impl Rates {
         Self { counted: after.total().since(&before.total()), seconds }
     }
 
+    /// Of each CPU.
+    pub fn of_cpus(before: &Sample, after: &Sample) -> Vec<Self> {
+        let seconds = (after.at - before.at).as_secs_f64();
+        let cpus = after.cpus.iter().zip(&before.cpus);
+        cpus.map(|(after, before)| Self { counted: after.since(before), seconds }).collect()
+    }
+
     fn rate(&self, count: u64) -> f64 {
         if self.seconds > 0.0 { count as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// Of one counter.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of that name.
+    pub fn of(&self, name: &str) -> f64 {
+        self.rate(self.counted.get(name))
+    }
+
+    /// Percentage of the lookups that hit; None if there were none.
+    pub fn hit_ratio(&self) -> Option<f64> {
+        self.counted.hit_ratio()
+    }
+
+    /// Why requests passed, by how many did.
+    pub fn passes(&self) -> Vec<(&'static str, f64)> {
+        let mut reasons: Vec<_> =
+            self.counted.of_group("passes").filter(|(_, count)| *count != 0).collect();
+        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        reasons.into_iter().map(|(reason, count)| (reason, self.rate(count))).collect()
+    }
+
+    /// Seconds between the two.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// As the totals in `stats --json`, to a tenth.
+    pub fn to_json(&self) -> Map<String, Value> {
+        self.counted.to_json_as(|count| tenths(self.rate(count)).into())
+    }
+
+    /// With these counts within so many seconds, and no others.
+    #[cfg(test)]
+    pub fn of_counts(counts: &[(&str, u64)], seconds: f64) -> Self {
+        let count = |name| counts.iter().find(|(n, _)| *n == name).map_or(0, |(_, count)| *count);
+        Self { counted: Counters(COUNTERS.map(|(name, _)| count(name))), seconds }
     }
 
     /// The titles of [`Rates::line`].
@@ -224,6 +292,8 @@ pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
     let Some(interval) = args.watch else {
         return print(format, args.per_cpu, name, true, out);
     };
+    // Each line is written by one call, so this never cuts one off.
+    ctrlc::set_handler(|| process::exit(0)).context("cannot wait for signals")?;
     let mut rounds = 0..args.count.unwrap_or(u64::MAX);
     if format == Format::Table && !args.per_cpu {
         let wait = || {
@@ -237,9 +307,14 @@ pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
     }
     for _ in rounds {
         sleep(interval);
-        print(format, args.per_cpu, name, false, out)?;
+        print(format, args.per_cpu, name, false, out).map_err(ended)?;
     }
     Ok(())
+}
+
+/// Says that it is not the first look at an instance that found none.
+fn ended(err: Error) -> Error {
+    if err.is::<NotAttached>() { err.context("nothing is left to watch") } else { err }
 }
 
 fn print(
@@ -255,7 +330,7 @@ fn print(
         Format::Table => table(&sample, per_cpu),
         Format::Json => json(&instance, &sample, per_cpu)?,
         Format::Csv => csv(&sample, per_cpu, is_first),
-        Format::Prometheus => prometheus(&instance, &sample, per_cpu)?,
+        Format::Prometheus => metrics::page(&instance, &sample, per_cpu)?,
     };
     drop(lock);
     out.write_all(text.as_bytes())?;
@@ -303,6 +378,7 @@ fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
         "time": unix_time(),
+        "since": instance.since_unix(),
         "interfaces": interfaces,
         "totals": sample.total().to_json(),
     });
@@ -317,8 +393,13 @@ fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
     Ok(format!("{object}\n"))
 }
 
+/// Rounded to a tenth.
+pub fn tenths(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
 /// Seconds since 1970, to the millisecond.
-fn unix_time() -> f64 {
+pub fn unix_time() -> f64 {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     time.as_millis() as f64 / 1e3
 }
@@ -350,40 +431,6 @@ fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
     text
 }
 
-fn prometheus(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
-    let label = format!("instance=\"{}\"", instance.name);
-    // One series a CPU instead of their sum: Prometheus adds up by itself.
-    let series: Vec<_> = if per_cpu {
-        let cpus = sample.cpus.iter().enumerate();
-        cpus.map(|(cpu, counters)| (format!("{label},cpu=\"{cpu}\""), *counters)).collect()
-    } else {
-        vec![(label.clone(), sample.total())]
-    };
-    let metric = |name: &str, help: &str, kind: &str| {
-        format!("# HELP bmc_{name} {help}.\n# TYPE bmc_{name} {kind}\n")
-    };
-    let mut all = String::new();
-    for (name, help) in COUNTERS.iter().filter(|(name, _)| group(name).is_none()) {
-        all += &metric(&format!("{name}_total"), help, "counter");
-        for (labels, counters) in &series {
-            all += &format!("bmc_{name}_total{{{labels}}} {}\n", counters.get(name));
-        }
-    }
-    for (_, of, help) in GROUPS {
-        all += &metric(&format!("{of}_total"), help, "counter");
-        for (labels, counters) in &series {
-            for (reason, count) in counters.of_group(of) {
-                all += &format!("bmc_{of}_total{{{labels},reason=\"{reason}\"}} {count}\n");
-            }
-        }
-    }
-    all += &metric("memory_bytes", "Memory that the cache locks", "gauge");
-    all += &format!("bmc_memory_bytes{{{label}}} {}\n", instance.memory_locked()?);
-    all += &metric("up", "Whether the cache works (1) or idles (0)", "gauge");
-    all += &format!("bmc_up{{{label}}} {}\n", u8::from(!instance.is_idle()?));
-    Ok(all)
-}
-
 /// Prints a line of rates after each wait, until that says to end.
 pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) -> Result<()> {
     const TITLE_EVERY: u64 = 20;
@@ -397,7 +444,7 @@ pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) 
         if line % TITLE_EVERY == 0 {
             writeln!(out, "{}", Rates::TITLE)?;
         }
-        let after = take()?;
+        let after = take().map_err(ended)?;
         writeln!(out, "{}", Rates::between(&before, &after).line())?;
         out.flush()?;
         before = after;

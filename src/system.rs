@@ -14,8 +14,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::bail;
+use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::mount::mount;
+use nix::net::if_::if_indextoname;
 use nix::net::if_::if_nameindex;
 use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::BPF_FS_MAGIC;
@@ -48,6 +50,31 @@ pub fn netns() -> Result<u32> {
     Ok(u32::try_from(namespace.ino())?)
 }
 
+const NET_ADMIN: u64 = 1 << 12;
+const SYS_ADMIN: u64 = 1 << 21;
+const PERFMON: u64 = 1 << 38;
+const BPF: u64 = 1 << 39;
+
+/// The capabilities of this process, a bit each.
+fn capabilities() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read my own status")?;
+    let have = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .context("cannot read my own capabilities")?;
+    // CAP_SYS_ADMIN stands for those that were split off from it.
+    Ok(if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF })
+}
+
+/// What this process lacks of the capabilities to load and attach BPF programs;
+/// empty if nothing.
+pub fn missing_capabilities() -> Result<Vec<&'static str>> {
+    let have = capabilities()?;
+    let needed = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")];
+    Ok(needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect())
+}
+
 /// Fails unless this process may load and attach BPF programs.
 pub fn check_capabilities() -> Result<()> {
     let missing = missing_capabilities()?;
@@ -57,23 +84,14 @@ pub fn check_capabilities() -> Result<()> {
     Ok(())
 }
 
-/// Which of the capabilities that it takes this process does not have.
-pub fn missing_capabilities() -> Result<Vec<&'static str>> {
-    const NET_ADMIN: u64 = 1 << 12;
-    const SYS_ADMIN: u64 = 1 << 21;
-    const PERFMON: u64 = 1 << 38;
-    const BPF: u64 = 1 << 39;
-
-    let status = fs::read_to_string("/proc/self/status").context("cannot read my own status")?;
-    let have = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .context("cannot read my own capabilities")?;
-    // CAP_SYS_ADMIN stands for those that were split off from it.
-    let have = if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF };
-    let needed = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")];
-    Ok(needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect())
+/// What to do about something that the kernel does not permit.
+pub fn permission_hint() -> String {
+    match missing_capabilities() {
+        Ok(missing) if !missing.is_empty() => {
+            format!("{} missing: run as root", missing.join(", "))
+        }
+        _ => format!("the capabilities are there; is {BPFFS}/bmc this user's?"),
+    }
 }
 
 /// The kernel's release, as in "6.1.0-42-amd64".
@@ -132,7 +150,15 @@ pub fn index_of(name: &str) -> io::Result<i32> {
     i32::try_from(if_nametoindex(name)?).map_err(io::Error::other)
 }
 
-/// The same for one that should be there.
+/// The name that an interface has now.
+pub fn name_of(index: i32) -> io::Result<String> {
+    let index = u32::try_from(index).map_err(io::Error::other)?;
+    let name = if_indextoname(index)?.to_string_lossy().into_owned();
+    // nix 0.31 takes a failure for the empty name.
+    if name.is_empty() { Err(Errno::ENODEV.into()) } else { Ok(name) }
+}
+
+/// The same as [`index_of`] for one that should be there.
 pub fn interface(name: &str) -> Result<i32> {
     if let Ok(index) = index_of(name) {
         return Ok(index);
@@ -211,6 +237,12 @@ pub fn mount_bpffs(private: bool) -> Result<()> {
              ...` instead, or --foreground"
         ),
         Bpffs::Private | Bpffs::Missing => {}
+    }
+    if capabilities()? & SYS_ADMIN == 0 {
+        bail!(
+            "{BPFFS} has no bpf file system, and CAP_SYS_ADMIN to mount it is missing (as root: \
+             mount -t bpf bpf {BPFFS})"
+        );
     }
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .with_context(|| format!("cannot mount the bpf file system on {BPFFS}"))

@@ -27,6 +27,7 @@ use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
 
 use crate::cli;
+use crate::memcached;
 use crate::message;
 
 static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
@@ -63,18 +64,29 @@ pub fn exec(args: &cli::Memcached) -> Result<Infallible> {
         );
     }
 
+    let mut command = Command::new(&binary);
+    let _library = preload(&mut command, args.by_cpu)?;
+    let err = command.args(&args.args).exec();
+    Err(err).with_context(|| format!("cannot run {}", binary.display()))
+}
+
+/// Has the library loaded into a memcached, `by_cpu` as on the command line. Until
+/// it was started, what is returned must live.
+pub fn preload(command: &mut Command, by_cpu: bool) -> Result<File> {
     let mut library =
         File::from(memfd_create(c"bmc-preload", MFdFlags::empty()).context("no memory")?);
     library.write_all(LIBRARY).context("no memory for the library")?;
     let mut preload = OsString::from(format!("/proc/self/fd/{}", library.as_raw_fd()));
-    let mut command = Command::new(&binary);
     if let Some(before) = env::var_os("LD_PRELOAD").filter(|before| !before.is_empty()) {
         preload.push(":");
         preload.push(&before);
         command.env("BMC_LD_PRELOAD", before);
     }
-    let err = command.env("LD_PRELOAD", preload).args(&args.args).exec();
-    Err(err).with_context(|| format!("cannot run {}", binary.display()))
+    if by_cpu {
+        command.env("BMC_BY_CPU", "1");
+    }
+    command.env("LD_PRELOAD", preload);
+    Ok(library)
 }
 
 /// The program of that name that a shell would run.
@@ -123,21 +135,16 @@ fn is_dynamic(file: &[u8]) -> Option<bool> {
     types.try_fold(false, |found, kind| Some(found || kind? == PT_INTERP))
 }
 
-/// Asks it for its version.
+/// Whether it is new enough.
 fn check_version(binary: &Path) -> Result<()> {
-    let name = binary.display();
-    let output =
-        Command::new(binary).arg("-V").output().with_context(|| format!("cannot run {name}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let Some(version) = text.trim().strip_prefix("memcached ") else {
-        bail!("{name} does not say that it is memcached");
-    };
+    let version = memcached::version(binary, "--binary")?;
     let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
     let version_is = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
     let [major, minor] = OLDEST;
     ensure!(
         version_is >= OLDEST,
-        "{name} is memcached {version}, which is older than {major}.{minor}: install a newer one"
+        "{} is memcached {version}, which is older than {major}.{minor}: install a newer one",
+        binary.display()
     );
     Ok(())
 }

@@ -47,10 +47,17 @@ fn proves_what_it_reports() {
         return;
     }
     let before = traces();
-    let output =
-        bench(&["--cases", "hits,miss,tcp,multi-4", "--seconds", "0.2", "--rounds", "1", "--json"])
-            .output()
-            .expect("bmc can be run");
+    let output = bench(&[
+        "--cases",
+        "hits,miss,tcp,multi-4,workers-2",
+        "--seconds",
+        "0.2",
+        "--rounds",
+        "1",
+        "--json",
+    ])
+    .output()
+    .expect("bmc can be run");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(traces(), before);
     let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
@@ -60,8 +67,16 @@ fn proves_what_it_reports() {
     }
     assert!(report["machine"]["cpus"].as_u64() >= Some(1));
     assert_eq!(report["settings"]["rounds"], 1);
-    for (case, sides) in [("hits", 5), ("miss", 5), ("tcp", 4), ("multi-4", 5)] {
-        for side in &["without", "native", "tc", "generic", "reflector"][..sides] {
+    let modes = ["without", "native", "tc", "generic", "reflector"];
+    let sockets = ["without", "native", "sockets", "sockets-native", "by-cpu"];
+    for (case, sides) in [
+        ("hits", &modes[..]),
+        ("miss", &modes),
+        ("tcp", &modes[..4]),
+        ("multi-4", &modes),
+        ("workers-2", &sockets),
+    ] {
+        for side in sides {
             for load in ["saturated", "paced"] {
                 let row = row(&report, case, side, load);
                 assert!(row["rate"].as_f64() > Some(0.0), "{case}: {row}");
@@ -73,10 +88,12 @@ fn proves_what_it_reports() {
                 assert_eq!(names, ["p50", "p90", "p99", "p99.9", "max"]);
                 let values: Vec<_> = latency.values().map(Value::as_f64).collect();
                 assert!(values.is_sorted() && values[0] > Some(0.0), "{case}: {row}");
-                let is_bmc = !["without", "reflector"].contains(side);
+                let is_bmc = !["without", "reflector", "sockets", "by-cpu"].contains(side);
                 let hits = row["hit_ratio"].as_f64().expect("a number");
                 if is_bmc && ["hits", "multi-4"].contains(&case) {
                     assert!(hits > 0.95, "{case}: {row}");
+                } else if is_bmc && case == "workers-2" {
+                    assert!(hits > 0.5, "{case}: {row}");
                 } else {
                     assert!(hits.abs() < 1e-9, "{case}: {row}");
                 }
@@ -129,7 +146,8 @@ fn says_what_is_missing() {
 /// What a bench could leave on the machine: names of network namespaces and of
 /// devices, pins.
 fn traces() -> Vec<String> {
-    const DEVICES: [&str; 5] = ["without", "native", "tc", "generic", "reflector"];
+    const DEVICES: [&str; 8] =
+        ["without", "native", "tc", "generic", "reflector", "sockets", "sockets-native", "by-cpu"];
 
     let mut all = Vec::new();
     for directory in ["/run/netns", "/sys/class/net", "/sys/fs/bpf/bmc"] {

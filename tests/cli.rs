@@ -18,6 +18,22 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const NOT_ATTACHED: i32 = 3;
 
+/// All but `help`, which clap adds.
+const COMMANDS: [&str; 12] = [
+    "attach",
+    "detach",
+    "flush",
+    "status",
+    "stats",
+    "entries",
+    "top",
+    "bench",
+    "doctor",
+    "memcached",
+    "completions",
+    "man",
+];
+
 fn bmc(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bmc")).args(args).output().expect("bmc can be run")
 }
@@ -44,18 +60,7 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
         let output = bmc(args);
         assert_eq!(output.status.code(), Some(DONE));
         assert_eq!(stderr(&output), "");
-        for text in [
-            "attach",
-            "detach",
-            "flush",
-            "status",
-            "stats",
-            "entries",
-            "bench",
-            "doctor",
-            "memcached",
-            "Exit codes:",
-        ] {
+        for text in COMMANDS.into_iter().chain(["Exit codes:"]) {
             assert!(stdout(&output).contains(text), "{args:?}: {text}");
         }
     }
@@ -63,19 +68,7 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
 
 #[test]
 fn every_command_has_help_that_fits_a_terminal() {
-    for command in [
-        "attach",
-        "detach",
-        "flush",
-        "status",
-        "stats",
-        "entries",
-        "bench",
-        "doctor",
-        "memcached",
-        "completions",
-        "man",
-    ] {
+    for command in COMMANDS {
         let output = bmc(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(DONE), "{command}");
         assert!(stdout(&output).contains("Usage: bmc "), "{command}");
@@ -115,10 +108,14 @@ fn wrong_usage_exits_with_2_and_says_what_is_wrong() {
         (&["stats", "--format", "xml"], "possible values: table, json, csv, prometheus"),
         (&["stats", "--json", "--format", "csv"], "cannot be used with"),
         (&["stats", "--count", "3"], "--watch"),
+        (&["stats", "--watch", "--format", "prometheus"], "a scrape is one page"),
         (&["stats", "--watch", "never"], "not a number of seconds"),
         (&["stats", "--watch", "0"], "not within"),
         (&["entries", "--key", ""], "1 to 250 bytes"),
         (&["entries", "--limit", "-1"], "unexpected argument"),
+        (&["top", "--interval", "0"], "not within 0.01 and 86400 seconds"),
+        (&["top", "--interval", "soon"], "not a number of seconds"),
+        (&["top", "--count", "0"], "0 is not in 1.."),
         (&["bench", "--cases", "hits,none"], "no such case (bmc bench --list shows all)"),
         (&["bench", "--rounds", "0"], "0 is not in 1..100"),
         (&["bench", "--seconds", "0"], "not within 0.05 and 3600 seconds"),
@@ -159,6 +156,8 @@ fn what_is_not_attached_exits_with_3() {
         &["stats", "--json"],
         &["stats", "--watch", "--count", "1"],
         &["entries"],
+        &["top"],
+        &["top", "--json", "--count", "1"],
         &["flush"],
         &["detach"],
         &["detach", "eth0"],
@@ -176,7 +175,7 @@ fn what_is_not_attached_exits_with_3() {
 #[test]
 fn nouns_create_nothing() {
     let instance = format!("none-{}-nouns", std::process::id());
-    for noun in ["status", "stats", "entries", "doctor"] {
+    for noun in ["status", "stats", "entries", "top", "doctor"] {
         bmc(&["--instance", &instance, noun]);
         assert!(!Path::new("/sys/fs/bpf/bmc").join(&instance).exists(), "{noun}");
     }
@@ -216,7 +215,7 @@ fn bench_lists_its_cases_without_privileges() {
     let output = bmc(&["bench", "--list"]);
     assert_eq!(output.status.code(), Some(DONE), "{}", stderr(&output));
     let list = stdout(&output);
-    assert_eq!(list.lines().count(), 16, "{list}");
+    assert_eq!(list.lines().count(), 19, "{list}");
     for case in ["hits", "zipf-16", "miss", "tcp", "sets-50", "hot-2", "multi-4"] {
         assert!(list.lines().any(|line| line.split(' ').next() == Some(case)), "{case}: {list}");
     }
@@ -228,9 +227,7 @@ fn the_manual_page_covers_every_command_and_is_clean_roff() {
     assert_eq!(output.status.code(), Some(DONE));
     let page = stdout(&output);
     assert!(page.contains(".TH bmc 1"), "{page}");
-    let commands =
-        ["attach", "detach", "flush", "status", "stats", "entries", "bench", "doctor", "memcached"];
-    for command in commands {
+    for command in COMMANDS {
         assert!(page.contains(&format!("bmc {command}")), "{command}");
     }
     assert!(page.contains("EXIT STATUS"));
@@ -242,9 +239,9 @@ fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let output = bmc(&["completions", shell]);
         assert_eq!(output.status.code(), Some(DONE), "{shell}");
-        assert!(stdout(&output).contains("attach"), "{shell}");
-        assert!(stdout(&output).contains("doctor"), "{shell}");
-        assert!(stdout(&output).contains("unknown-ttl"), "{shell}");
+        for word in ["attach", "unknown-ttl", "top", "interval", "doctor"] {
+            assert!(stdout(&output).contains(word), "{shell}: {word}");
+        }
     }
 }
 

@@ -432,7 +432,7 @@ fn instances_of_bmc_are_known() {
     said.expect("blocker", "interfaces", "is attached in another network namespace", "detach");
 
     let dir = Dir::of(bed.net.instance());
-    let hook = dir.hooks().expect("pins").into_iter().find(|hook| hook.iface == "eth0");
+    let hook = dir.hooks().expect("pins").into_iter().find(|hook| hook.device.first_name == "eth0");
     let (link, _) = hook.expect("it is attached").link(&dir.links()).expect("a link");
     kernel::link_detach(link.as_fd()).expect("it can be detached");
     let incomplete = "bmc is attached, but incomplete";

@@ -25,6 +25,7 @@ use std::time::UNIX_EPOCH;
 use nix::sys::signal::Signal;
 
 use common::Bmc;
+use common::COUNTERS;
 use common::Frames;
 use common::Impostor;
 use common::Memcached;
@@ -33,6 +34,7 @@ use common::PATIENCE;
 use common::PORT;
 use common::Reply;
 use common::Rng;
+use common::RngExt as _;
 use common::Tcp;
 use common::Udp;
 use common::can_run;
@@ -645,18 +647,7 @@ fn flush_forgets_and_entries_shows() {
     bed.fill("shown");
 
     let stats = bed.bmc.stats();
-    let names = [
-        "get_requests",
-        "get_keys",
-        "hits",
-        "misses",
-        "hit_mispredictions",
-        "get_replies",
-        "fills",
-        "write_requests",
-        "invalidations",
-    ];
-    for name in names {
+    for name in COUNTERS {
         assert!(total(&stats, name) > 0 || name == "hit_mispredictions", "{name}: {stats}");
     }
     assert_eq!(total(&stats, "get_keys"), total(&stats, "hits") + total(&stats, "misses"));
@@ -925,11 +916,11 @@ fn is_never_wrong_under_random_load(name: &str, path: Path) {
     let cmd_get = bed.observer.stat("cmd_get");
 
     let clients: Vec<(Udp, Rng)> = (0..CLIENTS)
-        .map(|_| (Udp::connect(&bed.net.client, path.server), Rng::new(rng.next())))
+        .map(|_| (Udp::connect(&bed.net.client, path.server), Rng::new(rng.number())))
         .collect();
     // Even keys are written from outside, odd ones from the server itself.
     let writers: Vec<(Tcp, Rng)> = [&bed.net.client, &bed.net.server]
-        .map(|from| (Tcp::connect(from, path.server), Rng::new(rng.next())))
+        .map(|from| (Tcp::connect(from, path.server), Rng::new(rng.number())))
         .into();
     let done = AtomicBool::new(false);
     let asked: u64 = thread::scope(|scope| {

@@ -10,7 +10,6 @@ use std::io::BufReader;
 use std::net::TcpListener;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
@@ -19,7 +18,6 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
 
-use bmc::hook::Hook;
 use bmc::hook::Place;
 use bmc::instance::Dir;
 use bmc::instance::set_idle;
@@ -32,10 +30,12 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use common::COUNTERS;
 use common::Memcached;
 use common::Namespace;
 use common::Net;
 use common::PATIENCE;
+use common::PINS;
 use common::PORT;
 use common::TLS;
 use common::can_run;
@@ -106,17 +106,11 @@ impl Bed {
     }
 
     fn pins(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf/bmc").join(self.net.instance())
-    }
-
-    /// One of what is pinned.
-    fn a_hook(&self) -> Hook {
-        let hooks = Dir::of(self.net.instance()).hooks().expect("pins");
-        hooks.into_iter().next().expect("something is attached")
+        common::pins(self.net.instance())
     }
 
     fn leftover(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf/bmc").join(format!("new~{}", self.net.instance()))
+        common::pins(&format!("new~{}", self.net.instance()))
     }
 
     /// The id of a pinned map.
@@ -253,7 +247,7 @@ fn the_pins_are_for_root_alone() {
     }
     let bed = Bed::new("root-alone", TCX);
     bed.attach(&[]);
-    for dir in [bed.pins(), bed.pins().join("links"), "/sys/fs/bpf/bmc".into()] {
+    for dir in [bed.pins(), bed.pins().join("links"), PINS.into()] {
         let mode = fs::metadata(&dir).expect("the directory is there").mode();
         assert_eq!(mode & 0o777, 0o700, "{}", dir.display());
     }
@@ -468,6 +462,7 @@ fn an_interface_that_disappears_is_noticed_and_detached() {
         let status = bed.status();
         assert_eq!(status["interfaces"][0]["state"], "up", "{status}");
         assert_eq!(status["interfaces"][1]["state"], "gone", "{status}");
+        assert_eq!(status["interfaces"][1]["name"], "eth1", "{status}");
         // One of the same name is another interface.
         ip(&pair);
         assert_ne!(bed.status()["interfaces"][1]["state"], "up");
@@ -478,6 +473,36 @@ fn an_interface_that_disappears_is_noticed_and_detached() {
         bed.expect(DONE, &["detach"]);
         assert!(!bed.pins().exists());
         assert_eq!(hooks(&bed.net).qdiscs, bed.before.qdiscs);
+    }
+}
+
+#[test]
+fn an_interface_that_is_renamed_stays_the_same() {
+    if !can_run("an_interface_that_is_renamed_stays_the_same") {
+        return;
+    }
+    for tc in [TCX, CLSACT] {
+        let mut bed = Bed::new("renamed", tc);
+        bed.attach(&[]);
+        let rename = |from: &str, to: &str| {
+            for args in [&["down"][..], &["name", to], &["up"]] {
+                let device = if args == ["up"] { to } else { from };
+                run(bed.net.server.command("ip").args(["link", "set", device]).args(args));
+            }
+        };
+        rename(Net::DEVICE, "wan.0");
+        bed.assert_works("native");
+        assert_eq!(bed.status()["interfaces"][0]["name"], "wan.0");
+        let programs = bed.programs();
+        bed.expect(DONE, &[&["attach", "wan.0", "--replace"], &MEMORY[..]].concat());
+        bed.assert_works("native");
+        assert_ne!(bed.programs(), programs, "they were exchanged");
+        assert_eq!(bed.status()["interfaces"].as_array().map(Vec::len), Some(1));
+        bed.expect(NOT_ATTACHED, &["detach", Net::DEVICE]);
+        bed.expect(DONE, &["detach", "wan.0"]);
+        rename("wan.0", Net::DEVICE);
+        bed.before.qdiscs = hooks(&bed.net).qdiscs; // going down made them anew
+        bed.assert_clean();
     }
 }
 
@@ -561,7 +586,9 @@ fn what_a_killed_replace_exchanged_is_put_back() {
         let bed = Bed::new("put-back", tc);
         bed.attach(&[]);
         let dir = Dir::of(bed.net.instance());
-        let hook = Hook { iface: Net::DEVICE.into(), place: Place::Ingress, ..bed.a_hook() };
+        let hooks = dir.hooks().expect("pins").into_iter();
+        let mut ours = hooks.filter(|hook| hook.device.first_name == Net::DEVICE);
+        let hook = ours.find(|hook| hook.place == Place::Ingress).expect("it is attached");
         let program = || bed.net.server.within(|| hook.program_id(dir.owner(), &dir.links()));
         let before = program();
         assert!(before.is_some());
@@ -755,18 +782,6 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
 
 #[test]
 fn nouns_print_what_they_promise() {
-    const TOTALS: [&str; 9] = [
-        "get_requests",
-        "get_keys",
-        "hits",
-        "misses",
-        "hit_mispredictions",
-        "get_replies",
-        "fills",
-        "write_requests",
-        "invalidations",
-    ];
-
     if !can_run("nouns_print_what_they_promise") {
         return;
     }
@@ -785,7 +800,7 @@ fn nouns_print_what_they_promise() {
     let cpus = stats["per_cpu"].as_array().expect("a list");
     assert!(!cpus.is_empty());
     for counters in cpus.iter().chain([&stats["totals"]]) {
-        for name in TOTALS {
+        for name in COUNTERS {
             assert!(counters[name].is_u64(), "{name} in {counters}");
         }
         for group in ["passes", "lease_refusals", "fill_refusals"] {
@@ -805,29 +820,49 @@ fn nouns_print_what_they_promise() {
     let fields: Vec<_> = csv.lines().map(|line| line.split(',').count()).collect();
     assert_eq!(fields, vec![fields[0]; 1 + 2 * (1 + cpus.len())]);
 
-    // Prometheus: each metric has help and type first, and a value.
-    let metrics = print(&["stats", "--format", "prometheus"]);
-    let mut known = "";
-    for line in metrics.lines() {
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["#", "HELP", name, ..] => known = name,
-            ["#", "TYPE", name, "counter" | "gauge"] => assert_eq!(name, known),
-            [series, value] => {
-                assert!(series.starts_with(&format!("{known}{{instance=\"")), "{line}");
-                assert!(value.parse::<u64>().is_ok(), "{line}");
-            }
-            _ => panic!("{line}"),
-        }
-    }
-    assert!(metrics.contains("bmc_passes_total{instance="), "{metrics}");
-    assert!(metrics.contains("reason=\"room\"} "), "{metrics}");
-
     assert_eq!(json(&["entries", "--json"]), serde_json::json!({ "entries": [] }));
     for noun in ["status", "stats", "entries"] {
         for line in print(&[noun]).lines() {
             assert!(line.chars().count() < 80, "{noun}: {line}");
         }
     }
+}
+
+#[test]
+fn asking_memcached_for_its_settings_does_not_empty_the_cache_that_is_replaced() {
+    if !can_run("asking_memcached_for_its_settings_does_not_empty_the_cache_that_is_replaced") {
+        return;
+    }
+    let bed = Bed::new("asked", TCX);
+    // Nobody finds a socket for this one over the loopback.
+    let add = ["address", "add", "fe80::1/64", "dev", Net::DEVICE, "nodad"];
+    run(Command::new("ip").args(["-n", bed.net.server.name()]).args(add));
+    let _memcached = Memcached::start(&bed.net.server, &[]);
+    bed.attach(&[]);
+    let stats = || -> Value {
+        let output = bed.bmc(&["stats", "--json"]);
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let before = total(&stats(), "flushes");
+    bed.attach(&["--replace"]);
+    let after = stats();
+    assert_eq!(total(&after, "flushes"), before, "{after}");
+}
+
+#[test]
+fn what_is_not_attached_tells_what_is() {
+    if !can_run("what_is_not_attached_tells_what_is") {
+        return;
+    }
+    let bed = Bed::new("another", TCX);
+    bed.attach(&[]);
+    let mut command = bed.net.server.command(env!("CARGO_BIN_EXE_bmc"));
+    let output = command.args(["--instance", "none", "status"]).output().expect("bmc can be run");
+    assert_eq!(output.status.code(), Some(NOT_ATTACHED));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let start = "bmc: instance none is not attached (attached are: ";
+    assert!(said.starts_with(start) && said.ends_with("; --instance chooses)\n"), "{said}");
+    assert!(said.contains(bed.net.instance()), "{said}");
 }
 
 #[test]

@@ -12,14 +12,18 @@ use std::net::TcpListener;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Output;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use bmc::bench::net::cpus;
+use bmc::bench::net::pin;
 use common::Net;
 use common::PATIENCE;
 use common::can_run;
@@ -39,16 +43,19 @@ struct Server {
 }
 
 impl Server {
-    /// By `bmc memcached`, or as it is; with these arguments besides the ports.
+    /// By `bmc memcached`, or as it is; with these arguments besides the ports, those
+    /// of `bmc memcached` before a `--`.
     fn start(name: &str, ours: bool, args: &[&str]) -> Self {
         let net = Net::new(name);
         let port = PORT.to_string();
         let mut command = net.server.command("setpriv");
         command.args(["--pdeathsig", "KILL"]);
-        command.args(if ours { &[BMC, "memcached", "--"][..] } else { &["memcached"] });
+        command.args(if ours { &[BMC, "memcached"][..] } else { &["memcached"] });
+        let split = args.iter().position(|arg| *arg == "--").map_or(0, |at| at + 1);
         let child = command
+            .args(&args[..split])
             .args(["-u", "root", "-p", &port, "-U", &port])
-            .args(args)
+            .args(&args[split..])
             .spawn()
             .expect("memcached can be started");
         let server = Self { child, net };
@@ -77,6 +84,18 @@ impl Server {
             }
             None
         })
+    }
+
+    /// How often each thread began to run. Not every memcached names its workers.
+    fn woken(&self) -> Vec<u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let mut tasks: Vec<_> = tasks.flatten().map(|task| task.path()).collect();
+        tasks.sort();
+        let times = |task: &Path| {
+            let times = fs::read_to_string(task.join("schedstat")).ok()?;
+            times.split_whitespace().nth(2)?.parse().ok()
+        };
+        tasks.iter().map(|task| times(task).expect("memcached's threads stay")).collect()
     }
 
     fn end(mut self, signal: Signal) -> ExitStatus {
@@ -159,27 +178,54 @@ fn every_worker_does_some_of_the_work() {
     let server = Server::start("workers-spread", true, &["-t", "4", "-l", "127.0.0.1"]);
     let begin = Instant::now();
     let address = "127.0.0.1".parse().expect("an address");
-    let mut asked = 0;
+    let mut asked = 0_u64;
     while begin.elapsed() < Duration::from_secs(2) {
         assert!(server.ask(address, 5, 0, b"get key\r\n").is_some());
         asked += 1;
     }
     // A socket that is ready wakes its own worker only: what they ran is their share.
-    let tasks = fs::read_dir(format!("/proc/{}/task", server.child.id())).expect("it runs");
-    let woken: Vec<u64> = tasks
-        .flatten()
-        .filter(|task| {
-            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-            name.trim() == "mc-worker"
-        })
-        .map(|task| {
-            let times = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            times.split_whitespace().nth(2).and_then(|n| n.parse().ok()).unwrap_or(0)
-        })
-        .collect();
-    assert_eq!(woken.len(), 4);
-    let share = |times: &u64| *times as f64 / f64::from(asked);
-    assert!(woken.iter().all(|times| (0.1..0.5).contains(&share(times))), "{woken:?} of {asked}");
+    let woken = server.woken();
+    let share = |times: &&u64| (0.1..0.5).contains(&(**times as f64 / asked as f64));
+    assert_eq!(woken.iter().filter(share).count(), 4, "{woken:?} of {asked}");
+    assert!(woken.iter().sum::<u64>() < asked * 3 / 2, "{woken:?} of {asked}");
+}
+
+#[test]
+fn with_by_cpu_a_cpu_has_a_worker() {
+    if !can_run("workers") {
+        return;
+    }
+    let cpus = cpus().expect("there are some");
+    if cpus.len() < 2 {
+        eprintln!("skipped: it needs two CPUs");
+        return;
+    }
+    let server =
+        Server::start("workers-cpu", true, &["--by-cpu", "--", "-t", "2", "-l", "127.0.0.1"]);
+    let address = "127.0.0.1".parse().expect("an address");
+    // Of two CPUs with numbers that differ in the last bit.
+    let odd = cpus.iter().find(|cpu| *cpu % 2 != cpus[0] % 2).expect("numbers are in turn");
+    let busy = [cpus[0], *odd].map(|cpu| {
+        let before = server.woken();
+        // On loopback a datagram is received by the CPU that sent it.
+        thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                pin(&[cpu]).expect("it is ours to use");
+                for id in 0..400 {
+                    assert!(server.ask(address, 5, id, b"get key\r\n").is_some());
+                }
+            });
+            client.join().expect("no reply");
+        });
+        let after = server.woken();
+        let times: Vec<_> =
+            after.iter().zip(&before).map(|(after, before)| after - before).collect();
+        let of = |is: fn(u64) -> bool| times.iter().filter(move |times| is(**times)).count();
+        let busy = times.iter().position(|times| *times > 300);
+        assert_eq!(of(|times| times > 40), 1, "CPU {cpu}: {times:?}");
+        busy.expect("one that did all")
+    });
+    assert_ne!(busy[0], busy[1], "one worker for both");
 }
 
 #[test]

@@ -11,6 +11,15 @@ const ZIPF_MEMORY: u64 = 16 << 20;
 /// What a key of 16 bytes with a value of 32 takes of it.
 const ITEM: u64 = 120;
 
+/// What a case compares, besides memcached alone and bmc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// The modes of bmc.
+    Modes,
+    /// How memcached's workers get what comes over UDP.
+    Sockets,
+}
+
 /// A load.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -32,8 +41,14 @@ pub struct Case {
     pub sets: u32,
     /// Whether GETs go over TCP too.
     pub tcp: bool,
-    /// Clients, each with a socket and a CPU of its own.
+    /// Clients, each with a CPU of its own.
     pub clients: usize,
+    /// UDP sockets of each client: 1 to 64.
+    pub flows: usize,
+    /// Threads of memcached, each with a CPU of its own.
+    pub workers: usize,
+    /// What is set side by side.
+    pub about: About,
     /// Bytes of memory for bmc, if not as `--memory` says.
     pub memory: Option<u64>,
 }
@@ -50,6 +65,9 @@ const HITS: Case = Case {
     sets: 0,
     tcp: false,
     clients: 1,
+    flows: 1,
+    workers: 1,
+    about: About::Modes,
     memory: None,
 };
 
@@ -66,8 +84,17 @@ const fn multi(name: &'static str, description: &'static str, multi: usize) -> C
     Case { name, description, multi, ..HITS }
 }
 
+const fn workers(
+    name: &'static str,
+    description: &'static str,
+    workers: usize,
+    flows: usize,
+) -> Case {
+    Case { workers, flows, about: About::Sockets, clients: 2, ..zipf(name, description, 4) }
+}
+
 /// All of them, in the order in which they are measured.
-pub static CASES: [Case; 16] = [
+pub static CASES: [Case; 19] = [
     HITS,
     Case { name: "hits-200", description: "the same with values of 200 bytes", value: 200, ..HITS },
     Case {
@@ -106,6 +133,9 @@ pub static CASES: [Case; 16] = [
     },
     multi("multi-4", "GETs of 4 keys each over UDP, all hits", 4),
     multi("multi-16", "GETs of 16 keys each over UDP, all hits", 16),
+    workers("workers-1", "as zipf-4, two clients of 32 sockets, one worker", 1, 32),
+    workers("workers-2", "the same with two workers", 2, 32),
+    workers("few-flows", "the same with two workers and one socket for each client", 2, 1),
 ];
 
 /// Finds one; for the command line.

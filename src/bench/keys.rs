@@ -1,33 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Which key is asked for next.
 
-/// Random numbers: xorshift64*.
-pub struct Rng(u64);
-
-impl Rng {
-    /// Equal seeds give equal sequences.
-    pub fn new(seed: u64) -> Self {
-        // Zero is the one state it cannot leave.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `bound`, which is at most 2^31.
-    pub fn below(&mut self, bound: usize) -> usize {
-        ((self.next() >> 33) as usize * bound) >> 31
-    }
-
-    /// From 0 to below 1.
-    fn part(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
+use crate::random::Rng;
 
 const THETA: f64 = 0.99;
 

@@ -41,8 +41,8 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use super::cases::Case;
 use super::histogram::Histogram;
 use super::keys::Popularity;
-use super::keys::Rng;
 use super::texts::Texts;
+use crate::random::Rng;
 
 /// Requests that a saturating client keeps under way. memcached's UDP socket
 /// holds some 250 of them.
@@ -62,6 +62,7 @@ const STALLED: Duration = Duration::from_secs(10);
 
 const IDS: u16 = 1024;
 const BATCH: usize = WINDOW;
+const FLOWS_MOST: usize = 64;
 const TCP_MOST: usize = 256;
 const FRAME: usize = 8;
 const DATAGRAM: usize = 2048;
@@ -148,7 +149,10 @@ pub struct Client<'a> {
     texts: Texts,
     popularity: Popularity,
     rng: Rng,
-    udp: UdpSocket,
+    /// Requests leave by one after the other, so many at once as there are.
+    flows: Vec<UdpSocket>,
+    flow: usize,
+    flows_ready: Epoll,
     slots: Vec<Slot>,
     free: VecDeque<u16>,
     /// In the order in which they were made, answered ones among them.
@@ -176,11 +180,17 @@ impl<'a> Client<'a> {
         yields: bool,
         seed: u64,
     ) -> Result<Self> {
-        let udp = UdpSocket::bind(("0.0.0.0", 0)).context("cannot open a UDP socket")?;
-        udp.connect(server)?;
-        udp.set_nonblocking(true)?;
-        setsockopt(&udp, RcvBufForce, &(8 << 20)).context("cannot have a large buffer")?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot use epoll")?;
+        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot use epoll");
+        let (epoll, flows_ready) = (epoll()?, epoll()?);
+        let mut flows = Vec::new();
+        for i in 0..case.flows {
+            let udp = UdpSocket::bind(("0.0.0.0", 0)).context("cannot open a UDP socket")?;
+            udp.connect(server)?;
+            udp.set_nonblocking(true)?;
+            setsockopt(&udp, RcvBufForce, &(8 << 20)).context("cannot have a large buffer")?;
+            flows_ready.add(&udp, EpollEvent::new(EpollFlags::EPOLLIN, i as u64))?;
+            flows.push(udp);
+        }
         let mut connections = Vec::new();
         for i in 0..if case.uses_tcp() { CONNECTIONS } else { 0 } {
             let stream = TcpStream::connect(server).context("cannot connect to memcached")?;
@@ -205,7 +215,9 @@ impl<'a> Client<'a> {
             texts: Texts::new(case.value),
             popularity: Popularity::new(case.keys, case.zipf),
             rng: Rng::new(seed),
-            udp,
+            flows,
+            flow: 0,
+            flows_ready,
             slots: (0..IDS).map(|_| slot()).collect(),
             free: (0..IDS).collect(),
             order: VecDeque::new(),
@@ -287,7 +299,7 @@ impl<'a> Client<'a> {
         // Keys that are not there come behind those that might be.
         let offset = if present { 0 } else { keys };
         let numbers = (0..multi).map(|i| (first + i) % keys + offset);
-        let is_set = sets > 0 && self.rng.below(100) < sets as usize;
+        let is_set = sets > 0 && self.rng.chance(sets as usize);
         let expect = |texts: &Texts, to: &mut Vec<u8>| {
             if present {
                 texts.items(numbers.clone(), to);
@@ -332,6 +344,7 @@ impl<'a> Client<'a> {
     /// Sends what the sockets take.
     fn send(&mut self, headers: &mut MultiHeaders<()>) -> Result<()> {
         while !self.unsent.is_empty() {
+            self.flow = (self.flow + 1) % self.flows.len();
             let slices: Vec<_> = self
                 .unsent
                 .iter()
@@ -339,7 +352,7 @@ impl<'a> Client<'a> {
                 .map(|id| [IoSlice::new(&self.slots[usize::from(*id)].request)])
                 .collect();
             let sent = sendmmsg(
-                self.udp.as_raw_fd(),
+                self.flows[self.flow].as_raw_fd(),
                 headers,
                 &slices,
                 [None; BATCH],
@@ -370,11 +383,33 @@ impl<'a> Client<'a> {
         if self.waiting == 0 && self.quarantine.is_empty() {
             return Ok(true);
         }
+        let mut events = [EpollEvent::empty(); FLOWS_MOST];
+        let ready = match self.flows.len() {
+            1 => 1, // and there is nothing to ask
+            _ => match self.flows_ready.wait(&mut events, EpollTimeout::ZERO) {
+                Err(Errno::EINTR) => 0,
+                ready => ready.context("cannot wait for replies")?,
+            },
+        };
+        let mut is_drained = true;
+        for event in &events[..ready] {
+            is_drained &= self.receive_flow(event.data() as usize, headers, seen)?;
+        }
+        Ok(is_drained)
+    }
+
+    /// The same by one socket.
+    fn receive_flow(
+        &mut self,
+        flow: usize,
+        headers: &mut MultiHeaders<()>,
+        seen: &mut Outcome,
+    ) -> Result<bool> {
         let mut lengths = [0; BATCH];
         let received = {
             let mut slices: Vec<_> =
                 self.input.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-            let fd = self.udp.as_raw_fd();
+            let fd = self.flows[flow].as_raw_fd();
             let flags = MsgFlags::MSG_DONTWAIT;
             match recvmmsg(fd, headers, slices.iter_mut(), flags, None) {
                 Ok(messages) => {

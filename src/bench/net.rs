@@ -76,9 +76,10 @@ impl Net {
         Ok(Self { client, links })
     }
 
-    /// Memcached's address on one of the pairs, by its place.
-    pub fn server(pair: usize) -> SocketAddr {
-        (address(pair, 1), PORT).into()
+    /// The address, on one of the pairs by its place, of a memcached that listens
+    /// on a port.
+    pub fn server(pair: usize, port: u16) -> SocketAddr {
+        (address(pair, 1), port).into()
     }
 
     /// Runs a closure on the client's side, on one CPU if that is given. A
@@ -89,7 +90,7 @@ impl Net {
         work: impl FnOnce() -> Result<T> + Send,
     ) -> Result<T> {
         self.client.within(|| {
-            cpu.map_or(Ok(()), pin)?;
+            cpu.map_or(Ok(()), |cpu| pin(&[cpu]))?;
             work()
         })
     }
@@ -166,7 +167,7 @@ fn ip(arguments: &str) -> Result<()> {
 }
 
 /// Attaches the program that answers, or the one that passes everything.
-fn attach(device: &str, answers: bool) -> Result<Link> {
+pub fn attach(device: &str, answers: bool) -> Result<Link> {
     let mut storage = MaybeUninit::uninit();
     let skel = BenchSkelBuilder::default().open(&mut storage)?.load();
     let skel = skel.context("cannot load the benchmark's programs")?;
@@ -181,10 +182,11 @@ pub fn cpus() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect())
 }
 
-/// Keeps this thread, and what it starts, on one CPU.
-pub fn pin(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus))
-        .with_context(|| format!("cannot run on CPU {cpu}"))
+/// Keeps this thread, and what it starts, on these CPUs.
+pub fn pin(cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    cpus.iter()
+        .try_for_each(|cpu| set.set(*cpu))
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .with_context(|| format!("cannot run on the CPUs {cpus:?}"))
 }

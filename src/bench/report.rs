@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! What `bmc bench` prints.
 
+use std::fmt;
 use std::fs;
 use std::io::Write;
 
@@ -22,6 +23,7 @@ use super::load;
 use super::server;
 use crate::cli;
 use crate::output::grouped;
+use crate::system;
 
 /// What was measured on, and what.
 pub struct Machine {
@@ -32,17 +34,23 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Asks the kernel.
-    pub fn look(memcached: &str) -> Result<Self> {
+    /// Asks the kernel; memcached's version is known.
+    pub fn look(memcached: String) -> Result<Self> {
         let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
         Ok(Self {
             cpu: model.map_or("unknown CPU", |(_, model)| model).into(),
             cpus: cpus.lines().filter(|line| line.starts_with("processor")).count(),
-            kernel: kernel.context("cannot read the kernel's version")?.trim().into(),
-            memcached: memcached.trim_start_matches("memcached ").into(),
+            kernel: system::release()?,
+            memcached,
         })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, cpus, kernel, memcached } = self;
+        write!(f, "{cpus} x {cpu}, Linux {kernel}, memcached {memcached}")
     }
 }
 
@@ -112,8 +120,9 @@ pub fn ratio(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { part as f64 / of as f64 }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
+/// The middle one, or what is midway between the middle two; of nothing 0.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => 0.0,
@@ -140,7 +149,7 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
             text += &format!("  skipped: {why}\n");
             continue;
         }
-        text += &format!("  {:<10}{:<10}{:>12}{:>8}", "load", "side", "requests/s", "gain");
+        text += &format!("  {:<10}{:<16}{:>12}{:>8}", "load", "side", "requests/s", "gain");
         for (name, _) in PERCENTILES {
             text += &format!("{:>10}", format!("{name} us"));
         }
@@ -152,7 +161,7 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
             };
             let rate = grouped(row.rate.round() as u64);
             text += &format!(
-                "  {:<10}{:<10}{rate:>12}{:>8}",
+                "  {:<10}{:<16}{rate:>12}{:>8}",
                 row.load.name(),
                 row.side.name(),
                 gain.unwrap_or_default()
@@ -168,10 +177,9 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
 }
 
 fn header(machine: &Machine, settings: &Settings<'_>) -> String {
-    let Machine { cpu, cpus, kernel, memcached } = machine;
     let Settings { args, wiring } = settings;
     format!(
-        "{cpus} x {cpu}, Linux {kernel}, memcached {memcached} ({}), bmc {}\n\
+        "{machine} ({}), bmc {}\n\
          {wiring}.\n\
          Each side has a veth pair, whose client's end has an XDP program that passes everything.\n\
          On veth a frame is received by the CPU that sent it, so bmc works on the client's CPU, and\n\
@@ -225,6 +233,7 @@ fn case_json(measured: &Measured) -> Value {
     let mut object = json!({
         "name": measured.case.name,
         "description": measured.case.description,
+        "workers": measured.case.workers,
         "sides": sides,
         "gain": measured.gain(Side::Native).map(|gain| rounded(gain, 1e3)),
     });

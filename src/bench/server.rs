@@ -25,28 +25,30 @@ use super::net::Net;
 use super::net::PORT;
 use super::texts::Texts;
 use crate::kernel;
+use crate::workers;
 
-/// Its options: one thread on one CPU, and room for every case.
-pub const OPTIONS: [&str; 4] = ["-t", "1", "-m", "1024"];
+/// Its options besides ports and threads: room for every case.
+pub const OPTIONS: [&str; 2] = ["-m", "1024"];
 
 /// Long enough for anything on one machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What it calls itself: `memcached 1.6.18`.
-pub fn version(path: &Path) -> Result<String> {
-    let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
-    let output = output.with_context(|| {
-        format!(
-            "cannot run {} (Debian: apt install memcached, or --memcached PATH)",
-            path.display()
-        )
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.trim();
-    if !version.starts_with("memcached ") {
-        bail!("{} -V does not say that it is memcached (try --memcached PATH)", path.display());
+/// How the workers of a memcached get what comes over UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sockets {
+    /// By one socket for all.
+    Shared,
+    /// By one each, which the client's address and port choose.
+    Own,
+    /// By one each, which the receiving CPU chooses.
+    ByCpu,
+}
+
+impl Sockets {
+    /// Where it listens: all of them can run at the same time.
+    pub fn port(self) -> u16 {
+        PORT + self as u16
     }
-    Ok(version.into())
 }
 
 /// A memcached; killed when dropped, or when this process ends.
@@ -58,13 +60,23 @@ pub struct Memcached {
 impl Memcached {
     /// Starts one where this thread is, and waits until it answers at an address
     /// that the client reaches it by.
-    pub fn start(path: &Path, net: &Net, at: SocketAddr) -> Result<Self> {
-        let port = PORT.to_string();
-        let mut command = Command::new(path);
+    pub fn start(
+        path: &Path,
+        sockets: Sockets,
+        workers: usize,
+        net: &Net,
+        at: SocketAddr,
+    ) -> Result<Self> {
+        let (port, threads) = (sockets.port().to_string(), workers.to_string());
         // As root: a change of the user would undo that it ends with us.
-        command.args(["-u", "root", "-p", &port, "-U", &port]).args(OPTIONS);
+        let mut command = Command::new(path);
+        command.args(["-u", "root", "-p", &port, "-U", &port, "-t", &threads]).args(OPTIONS);
         command.stdin(Stdio::null()).stdout(Stdio::null());
+        let by_cpu = sockets == Sockets::ByCpu;
+        let is_plain = sockets == Sockets::Shared;
+        let library = (!is_plain).then(|| workers::preload(&mut command, by_cpu)).transpose()?;
         let child = kernel::end_with_us(&mut command).spawn();
+        drop(library);
         let mut child = child.with_context(|| format!("cannot run {}", path.display()))?;
         match Self::connect(&mut child, net, at) {
             Ok(stream) => Ok(Self { child, control: BufReader::new(stream) }),

@@ -19,6 +19,7 @@ use super::host;
 use crate::attach;
 use crate::attach::Conflict;
 use crate::hook;
+use crate::hook::Device;
 use crate::hook::Place;
 use crate::instance;
 use crate::instance::Instance;
@@ -216,9 +217,10 @@ impl Interface {
             let attached = own.interfaces().ok()?.into_iter().find(|i| i.name == *name)?;
             Some((attached.mode.to_string(), attached.state))
         });
+        let device = Device::new(name.clone(), *index);
         self.conflict = [Place::Ingress, Place::Native]
             .into_iter()
-            .find_map(|place| attach::conflict(name, *index, place, instance, own).ok().flatten());
+            .find_map(|place| attach::conflict(&device, place, instance, own).ok().flatten());
         if let Some(Conflict::Program { id, .. }) = self.conflict {
             self.conflict_link = xdp_link(*index, id);
         }

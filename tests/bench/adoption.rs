@@ -21,6 +21,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use bmc::bench::report::median;
 use common::Bmc;
 use common::Memcached;
 use common::Net;
@@ -41,6 +42,8 @@ const ENOUGH: f64 = 0.9;
 
 fn main() {
     let seconds: usize = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(10);
+    // Of fewer there would be no median after SOON.
+    assert!(seconds as u64 >= SOON.as_secs(), "at least {} seconds", SOON.as_secs());
     if !can_run("adoption") {
         return;
     }
@@ -58,8 +61,8 @@ fn main() {
         println!("{load:?}\n  hits % in each half second:");
         let fresh = measure(&load, 2 * seconds, true);
         let busy = measure(&load, 2 * seconds, false);
-        let late: Vec<_> = fresh.iter().filter(|(at, _)| *at >= SOON).map(|step| step.1).collect();
-        let goal = ENOUGH * load::median(&late);
+        let late = fresh.iter().filter(|(at, _)| *at >= SOON).map(|step| step.1);
+        let goal = ENOUGH * median(late);
         let reached = busy.iter().find(|(_, percent)| *percent >= goal).map(|step| step.0);
         let when =
             reached.map_or("never".to_string(), |at| format!("after {:.1} s", at.as_secs_f64()));

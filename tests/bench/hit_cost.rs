@@ -10,21 +10,22 @@
 //!
 //! `cargo bench --bench hit_cost [-- ROUNDS]`; needs root.
 
+mod cost;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 #[path = "../packet/mod.rs"]
 mod packet;
 
-use std::fs;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::kernel::prog_info;
+use bmc::bench::net::pin;
+use bmc::bench::report::median;
 use bmc::skel::bench::BenchSkel;
-use bmc::skel::bench::BenchSkelBuilder;
 use bmc::skel::bench::types;
+use cost::Counting;
+use cost::cost;
 use fixture::Bmc;
 use fixture::Config;
 use fixture::IFINDEX;
@@ -32,15 +33,10 @@ use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::ProgramInput;
 use libbpf_rs::ProgramMut;
-use libbpf_rs::skel::SkelBuilder as _;
 use nix::net::if_::if_nametoindex;
-use nix::sched::CpuSet;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 use packet::Flow;
 
 const FRAMES: u32 = 1 << 19;
-const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`.
 const LIVE_FRAMES: u32 = 2;
 
@@ -54,9 +50,7 @@ struct Case {
 
 fn main() {
     let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(7);
-    let mut cpus = CpuSet::new();
-    cpus.set(0).expect("CPU 0 fits any set");
-    sched_setaffinity(Pid::from_raw(0), &cpus).expect("this process runs on CPU 0");
+    pin(&[0]).expect("this process runs on CPU 0");
     let config = Config {
         max_age: Duration::from_secs(3600),
         unknown_ttl: Duration::from_secs(3600),
@@ -66,10 +60,7 @@ fn main() {
         return;
     };
     let mut storage = MaybeUninit::uninit();
-    let bench = BenchSkelBuilder::default()
-        .open(&mut storage)
-        .and_then(libbpf_rs::skel::OpenSkel::load)
-        .expect("the benchmark's programs load");
+    let bench = cost::load(&mut storage);
     let peer = if_nametoindex("bmc1").expect("the fixture made it");
     let peer = i32::try_from(peer).expect("the kernel's own type");
     let _sink = bench.progs.bmc_sink.attach_xdp(peer).expect("the sink attaches");
@@ -155,13 +146,9 @@ fn measure(
     }
     run(program, &case.request, 4096);
 
-    fs::write(STATS, "1").expect("the kernel counts runs");
-    let before = prog_info(program.as_fd()).expect("the program has counts");
-    run(program, &case.request, FRAMES);
-    let after = prog_info(program.as_fd()).expect("the program has counts");
-    fs::write(STATS, "0").expect("the kernel counts no more");
-    let time = after.run_time.saturating_sub(before.run_time).as_nanos() as f64;
-    let per_run = time / (after.runs - before.runs) as f64;
+    let counting = Counting::start();
+    let per_run = cost(program, || run(program, &case.request, FRAMES));
+    drop(counting);
 
     let replies = sink_replies(bench);
     let start = Instant::now();
@@ -214,9 +201,4 @@ fn sink_replies(bench: &BenchSkel<'_>) -> u64 {
     let sink = bench.maps.bss.lookup(&0u32.to_ne_bytes(), MapFlags::ANY);
     let sink = sink.ok().flatten().expect("the sink counts");
     u64::from_ne_bytes(*sink[8..].first_chunk().expect("it has two counters"))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

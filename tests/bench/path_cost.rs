@@ -9,34 +9,29 @@
 //!
 //! `cargo bench --bench path_cost [-- ROUNDS]`; needs root.
 
+mod cost;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 #[path = "../packet/mod.rs"]
 mod packet;
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-#[path = "../common/random.rs"]
-mod random;
 
-use std::fs;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use bmc::kernel::prog_info;
-use bmc::skel::bench::BenchSkelBuilder;
+use bmc::bench::report::median;
+use bmc::random::Rng;
+use cost::Counting;
+use cost::cost;
 use fixture::Bmc;
 use fixture::Config;
 use fixture::Verdict;
 use libbpf_rs::ProgramInput;
 use libbpf_rs::ProgramMut;
-use libbpf_rs::skel::SkelBuilder as _;
 use packet::Flow;
-use random::Rng;
 
 const KEYS: usize = 500_000;
 const REQUESTS: usize = 20_000;
 const VALUE: [u8; 32] = [b'v'; 32];
-const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 fn main() {
     let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(7);
@@ -51,11 +46,9 @@ fn main() {
         return;
     };
     let mut storage = MaybeUninit::uninit();
-    let bench = BenchSkelBuilder::default()
-        .open(&mut storage)
-        .and_then(libbpf_rs::skel::OpenSkel::load)
-        .expect("the benchmark's programs load");
-    let mut client = Client { bmc: &bmc, id: 0, rng: Rng::new(1) };
+    let bench = cost::load(&mut storage);
+    let flow = Flow::new("10.0.0.2:40000", "10.0.0.1:11211");
+    let mut client = Client { bmc: &bmc, flow, id: 0, rng: Rng::new(1) };
     let _counting = Counting::start();
 
     let least = |client: &mut Client<'_>| {
@@ -110,6 +103,7 @@ fn main() {
 /// Who asks for keys, and memcached.
 struct Client<'a> {
     bmc: &'a Bmc,
+    flow: Flow,
     id: u16,
     rng: Rng,
 }
@@ -117,7 +111,7 @@ struct Client<'a> {
 impl Client<'_> {
     fn request(&mut self, key: usize) -> Vec<u8> {
         self.id = self.id.wrapping_add(1);
-        Flow::new("10.0.0.2:40000", "10.0.0.1:11211").get(self.id, &[format!("key-{key:012}")])
+        self.flow.get(self.id, &[format!("key-{key:012}")])
     }
 
     fn hit(&mut self, key: usize) {
@@ -143,38 +137,6 @@ impl Client<'_> {
     }
 
     fn reply(&self, text: &[u8]) {
-        let back = Flow::new("10.0.0.1:11211", "10.0.0.2:40000");
-        self.bmc.send(&back.udp(&packet::datagram(self.id, text)));
+        self.bmc.send(&self.flow.reversed().udp(&packet::datagram(self.id, text)));
     }
-}
-
-/// Has the kernel count what programs cost, until it is dropped.
-struct Counting;
-
-impl Counting {
-    fn start() -> Self {
-        fs::write(STATS, "1").expect("root may have runs counted");
-        Self
-    }
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        let _ = fs::write(STATS, "0");
-    }
-}
-
-/// Nanoseconds of each run of the program meanwhile.
-fn cost(program: &ProgramMut<'_>, meanwhile: impl FnOnce()) -> f64 {
-    let info = || prog_info(program.as_fd()).expect("the program has counts");
-    let before = info();
-    meanwhile();
-    let after = info();
-    let time = after.run_time.saturating_sub(before.run_time).as_nanos() as f64;
-    time / (after.runs - before.runs) as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

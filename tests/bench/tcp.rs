@@ -22,29 +22,29 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[allow(dead_code, reason = "shared with other benchmarks")]
+mod cost;
 mod load;
 
 use std::fs;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use bmc::skel::bench::BenchSkelBuilder;
-use bmc::system;
+use bmc::bench::net::attach;
+use bmc::bench::report::median;
 use common::Memcached;
 use common::Net;
 use common::PORT;
 use common::Tcp;
 use common::can_run;
 use common::run;
+use cost::Counting;
 use libbpf_rs::Link;
-use libbpf_rs::skel::SkelBuilder as _;
 use load::Batch;
 use load::CLIENT_CPU;
 use load::Clients;
 use load::SERVER_CPU;
-use load::median;
 use serde_json::Value;
 
 const KEYS: usize = 1000;
@@ -52,7 +52,6 @@ const VALUE: &str = "a value of thirty-two bytes full";
 const TURN: Duration = Duration::from_millis(50);
 /// Turns of a round, each way.
 const TURNS: usize = 20;
-const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const PROGRAMS: [&str; 3] = ["bmc_rx", "bmc_rx_tc", "bmc_tx"];
 
 fn main() {
@@ -222,7 +221,10 @@ impl<'a> Attached<'a> {
         let mut pass = None;
         match side {
             Side::Nothing => {}
-            Side::Pass => pass = Some(attach_pass(net, &lane.device)),
+            Side::Pass => {
+                let attached = net.server.within(|| attach(&lane.device, false));
+                pass = Some(attached.expect("a veth has XDP"));
+            }
             Side::Bmc(mode) => {
                 bmc(net, &["attach", &lane.device, "--mode", mode]);
             }
@@ -255,34 +257,6 @@ impl Drop for Attached<'_> {
 fn bmc(net: &Net, args: &[&str]) -> String {
     let mut command = net.server.command(env!("CARGO_BIN_EXE_bmc"));
     run(command.args(["--instance", net.instance()]).args(args))
-}
-
-fn attach_pass(net: &Net, device: &str) -> Link {
-    net.server.within(|| {
-        let mut storage = MaybeUninit::uninit();
-        let bench = BenchSkelBuilder::default()
-            .open(&mut storage)
-            .and_then(libbpf_rs::skel::OpenSkel::load)
-            .expect("the benchmark's programs load");
-        let index = system::index_of(device).expect("the device exists");
-        bench.progs.bmc_pass.attach_xdp(index).expect("a veth has XDP")
-    })
-}
-
-/// Has the kernel count what programs cost, until it is dropped.
-struct Counting;
-
-impl Counting {
-    fn start() -> Self {
-        fs::write(STATS, "1").expect("root may have runs counted");
-        Self
-    }
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        let _ = fs::write(STATS, "0");
-    }
 }
 
 /// How a twentieth of a second went.
@@ -346,16 +320,15 @@ impl Case<'_> {
         let waited = |turns: &[Turn; 2]| turns[0].waited + turns[1].waited;
         pairs.sort_by(|(_, a), (_, b)| waited(a).total_cmp(&waited(b)));
         pairs.truncate(pairs.len().div_ceil(2));
-        let of = |value: &dyn Fn(&[Turn; 2]) -> f64| {
-            median(&pairs.iter().map(|(_, turns)| value(turns)).collect::<Vec<_>>())
-        };
+        let of =
+            |value: &dyn Fn(&[Turn; 2]) -> f64| median(pairs.iter().map(|(_, turns)| value(turns)));
         let ratio = |turns: &[Turn; 2]| turns[0].rate / turns[1].rate;
         let mut of_rounds = vec![];
         for round in 0..rounds {
             let pairs = pairs.iter().filter(|(of, _)| *of == round);
             let ratios: Vec<_> = pairs.map(|(_, turns)| ratio(turns)).collect();
             if !ratios.is_empty() {
-                of_rounds.push(median(&ratios));
+                of_rounds.push(median(ratios));
             }
         }
         let least = of_rounds.iter().copied().fold(f64::INFINITY, f64::min);

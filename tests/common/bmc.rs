@@ -16,6 +16,19 @@ use super::PATIENCE;
 use super::eventually;
 use super::run;
 
+/// Counters of `bmc stats`, not split by reasons, that ordinary traffic moves.
+pub const COUNTERS: [&str; 9] = [
+    "get_requests",
+    "get_keys",
+    "hits",
+    "misses",
+    "hit_mispredictions",
+    "get_replies",
+    "fills",
+    "write_requests",
+    "invalidations",
+];
+
 /// An attached instance; detached on drop, which must leave nothing.
 #[derive(Debug)]
 pub struct Bmc {
@@ -105,6 +118,7 @@ fn is_loaded(program: u64) -> bool {
 /// Where instances are pinned.
 pub const PINS: &str = "/sys/fs/bpf/bmc";
 
-fn pins(instance: &str) -> PathBuf {
+/// Where one of them is pinned.
+pub fn pins(instance: &str) -> PathBuf {
     Path::new(PINS).join(instance)
 }

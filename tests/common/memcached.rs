@@ -13,6 +13,8 @@ use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd as _;
 use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sched::CpuSet;
@@ -51,17 +53,28 @@ pub const TLS: &str = concat!(
 pub struct Memcached(Child);
 
 impl Memcached {
-    /// Starts one and waits until it answers.
+    /// Starts one, on one CPU so that the datagrams of a reply keep their order,
+    /// and waits until it answers.
     pub fn start(namespace: &Namespace, args: &[&str]) -> Self {
+        let mut command = namespace.command("taskset");
+        command.args(["--cpu-list", &a_cpu().to_string(), "setpriv"]);
+        Self::start_by(command, namespace, args)
+    }
+
+    /// The same on all CPUs. What it says, as of each connection that is reset,
+    /// is not shown.
+    pub fn start_on_all_cpus(namespace: &Namespace, args: &[&str]) -> Self {
+        let mut command = namespace.command("setpriv");
+        command.stderr(Stdio::null());
+        Self::start_by(command, namespace, args)
+    }
+
+    fn start_by(mut setpriv: Command, namespace: &Namespace, args: &[&str]) -> Self {
         let port = PORT.to_string();
-        // On one CPU, so that the datagrams of a reply keep their order. It dies
-        // with the thread that made it, should the test be killed; changing the
-        // user would undo that, so it stays root.
-        let child = namespace
-            .command("taskset")
-            .args(["--cpu-list", &a_cpu().to_string()])
-            .args(["setpriv", "--pdeathsig", "KILL", "memcached", "-u", "root"])
-            .args(["-p", &port, "-U", &port])
+        // It dies with the thread that made it, should the test be killed; changing
+        // the user would undo that, so it stays root.
+        let child = setpriv
+            .args(["--pdeathsig", "KILL", "memcached", "-u", "root", "-p", &port, "-U", &port])
             .args(args)
             .spawn()
             .expect("memcached can be started");
@@ -396,6 +409,8 @@ fn receive(socket: &UdpSocket, limit: Duration) -> Option<(Vec<u8>, SocketAddr)>
                 return Some((buffer, sender));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // Nobody listened when the request came.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => panic!("cannot receive: {error}"),
         }

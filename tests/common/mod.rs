@@ -10,6 +10,9 @@ mod net;
 mod random;
 
 pub use bmc::Bmc;
+pub use bmc::COUNTERS;
+pub use bmc::PINS;
+pub use bmc::pins;
 pub use bmc::total;
 pub use memcached::Impostor;
 pub use memcached::Item;
@@ -25,6 +28,7 @@ pub use net::Namespace;
 pub use net::Net;
 pub use net::PATIENCE;
 pub use random::Rng;
+pub use random::RngExt;
 pub use random::Zipf;
 
 use std::io::Write as _;
@@ -34,9 +38,15 @@ use std::time::Instant;
 
 /// Whether tests of the network can run here; prints why when they cannot.
 pub fn can_run(test: &str) -> bool {
+    can_run_with(test, &[])
+}
+
+/// The same for one that needs these tools besides.
+pub fn can_run_with(test: &str, tools: &[&str]) -> bool {
     let missing = if nix::unistd::geteuid().is_root() {
         ["ip", "nsenter", "setpriv", "taskset", "ethtool", "bpftool", "memcached"]
-            .into_iter()
+            .iter()
+            .chain(tools)
             .find(|tool| !is_installed(tool))
             .map(|tool| format!("{tool} is not installed"))
     } else {

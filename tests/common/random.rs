@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! Random numbers that can be had again: xorshift64*, seeded.
+//! What tests draw at random, so that it can be had again.
 
-/// A generator; equal seeds give equal sequences.
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub use bmc::random::Rng;
 
-impl Rng {
-    /// The generator of a seed.
-    pub fn new(seed: u64) -> Self {
-        // Zero is the one state it cannot leave.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
+/// What only tests draw.
+pub trait RngExt {
+    /// The generator of the seed in `BMC_TEST_SEED`, or of one of the clock, which
+    /// is printed so that a failure can be had again.
+    fn from_env(test: &str) -> Self;
 
-    /// The seed in `BMC_TEST_SEED`, or one of the clock; printed, so that a
-    /// failure can be had again.
-    pub fn from_env(test: &str) -> Self {
+    /// A number from a range, small ones far more often than large ones.
+    fn small(&mut self, least: usize, most: usize) -> usize;
+
+    /// `len` bytes, any.
+    fn bytes(&mut self, len: usize) -> Vec<u8>;
+}
+
+impl RngExt for Rng {
+    fn from_env(test: &str) -> Self {
         let seed = match std::env::var("BMC_TEST_SEED") {
             Ok(seed) => seed.parse().expect("BMC_TEST_SEED is a number"),
             Err(_) => std::time::SystemTime::now()
@@ -25,35 +28,15 @@ impl Rng {
         Self::new(seed)
     }
 
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `bound`, which is not zero.
-    pub fn below(&mut self, bound: usize) -> usize {
-        usize::try_from((self.next() >> 33) % bound as u64).expect("below a usize")
-    }
-
-    /// True `percent` times out of a hundred.
-    pub fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    /// A number from a range, small ones far more often than large ones.
-    pub fn small(&mut self, least: usize, most: usize) -> usize {
+    fn small(&mut self, least: usize, most: usize) -> usize {
         let span = most - least + 1;
         let bound = self.below(span) + 1;
         let bound = self.below(bound) + 1;
         least + self.below(bound)
     }
 
-    /// `len` bytes, any.
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next().to_le_bytes()[7]).collect()
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.number().to_le_bytes()[7]).collect()
     }
 }
 
@@ -76,7 +59,7 @@ impl Zipf {
     /// How popular the next key is, from 0 for the most popular.
     pub fn draw(&self, rng: &mut Rng) -> usize {
         let all = *self.0.last().expect("there are keys");
-        let at = (rng.next() >> 11) as f64 / (1_u64 << 53) as f64 * all;
+        let at = rng.part() * all;
         self.0.partition_point(|&sum| sum <= at).min(self.0.len() - 1)
     }
 }

@@ -32,6 +32,7 @@ use crate::packet::transport;
 use crate::packet::value;
 use crate::packet::values;
 use crate::random::Rng;
+use crate::random::RngExt as _;
 use crate::scene::Scene;
 use crate::scene::carriers;
 use crate::scene::check_reply;
@@ -47,7 +48,7 @@ fn broken_frames_do_no_harm() {
     let mut rng = Rng::from_env("broken_frames_do_no_harm");
     let mut total = Tally::default();
     for round in 0..runs.div_ceil(ROUND) {
-        let config = Config { seed: rng.next(), ..Config::default() };
+        let config = Config { seed: rng.number(), ..Config::default() };
         let Some(scene) = Scene::load(&config) else {
             return;
         };
@@ -103,7 +104,7 @@ impl Fuzz {
         let verdict = self.scene.bmc.receive(&flow.get(id, &[key]));
         if verdict == Verdict::Passed {
             let data = any_data(rng);
-            let reply = datagram(id, &values(&[value(key, rng.next() as u32, &data)]));
+            let reply = datagram(id, &values(&[value(key, rng.number() as u32, &data)]));
             self.send(&flow.reversed().udp(&reply));
         }
     }
@@ -180,11 +181,11 @@ impl Fuzz {
         }
         let mut frame = match rng.below(if self.writes { 6 } else { 4 }) {
             // To memcached, or from it.
-            0..3 => flow.udp(&datagram(rng.next() as u16, &text)),
-            3 => flow.reversed().udp(&datagram(rng.next() as u16, &text)),
+            0..3 => flow.udp(&datagram(rng.number() as u16, &text)),
+            3 => flow.reversed().udp(&datagram(rng.number() as u16, &text)),
             // Of no connection that there is.
-            4 => flow.tcp(rng.next() as u32, rng.next() as u32, PSH_ACK, &text),
-            _ => flow.reversed().tcp(rng.next() as u32, rng.next() as u32, PSH_ACK, &text),
+            4 => flow.tcp(rng.number() as u32, rng.number() as u32, PSH_ACK, &text),
+            _ => flow.reversed().tcp(rng.number() as u32, rng.number() as u32, PSH_ACK, &text),
         };
         if rng.chance(60) {
             for _ in 0..=rng.below(3) {
@@ -206,7 +207,7 @@ impl Fuzz {
                 let keys: Vec<_> = (0..=rng.below(34)).map(|_| any_key(rng)).collect();
                 get(&keys)
             }
-            6 | 7 => values(&[value(key, rng.next() as u32, &any_data(rng))]),
+            6 | 7 => values(&[value(key, rng.number() as u32, &any_data(rng))]),
             8 => {
                 let commands =
                     ["set", "add", "append", "cas", "ms", "delete", "gat", "mg", "flush_all"];
@@ -269,13 +270,13 @@ fn any_data(rng: &mut Rng) -> Vec<u8> {
 fn break_bytes(bytes: &mut Vec<u8>, from: usize, rng: &mut Rng) {
     const TELLING: &[u8] = b"\0\x01\t\n\r !09:AZaz\x7f\x80\xff";
     if bytes.len() <= from {
-        bytes.push(rng.next() as u8);
+        bytes.push(rng.number() as u8);
         return;
     }
     let at = from + rng.below(bytes.len() - from);
     match rng.below(7) {
         0 => bytes[at] ^= 1 << rng.below(8),
-        1 => bytes[at] = rng.next() as u8,
+        1 => bytes[at] = rng.number() as u8,
         2 => bytes[at] = TELLING[rng.below(TELLING.len())],
         3 => bytes.insert(at, TELLING[rng.below(TELLING.len())]),
         4 => drop(bytes.remove(at)),
@@ -298,7 +299,7 @@ fn break_frame(frame: &mut Vec<u8>, rng: &mut Rng) {
         }
         3 => {
             let at = rng.below(frame.len().min(90));
-            frame[at] = rng.next() as u8;
+            frame[at] = rng.number() as u8;
         }
         // The lengths of IP and UDP, a little off.
         4 | 5 => {

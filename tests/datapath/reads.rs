@@ -126,9 +126,9 @@ fn checksums_hold_for_any_text() {
     let mut random = Rng::new(0xc5);
     for nth in 0..500 {
         let key = format!("{nth}{}", "k".repeat(random.below(20)));
-        let flags = random.next() as u32 >> random.below(32);
+        let flags = random.number() as u32 >> random.below(32);
         let size = random.below(room(&key, flags));
-        let data: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+        let data: Vec<u8> = (0..size).map(|_| random.number() as u8).collect();
         let flow = if nth % 2 == 0 { v4() } else { v6() };
         scene.fill(&flow, &key, flags, &data);
         scene.hits(&flow, &key, &values(&[value(&key, flags, &data)]));

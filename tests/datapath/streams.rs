@@ -17,6 +17,7 @@ use crate::packet::split;
 use crate::packet::value;
 use crate::packet::values;
 use crate::random::Rng;
+use crate::random::RngExt as _;
 use crate::scene::Scene;
 use crate::scene::v4;
 use crate::scene::v6;
@@ -72,7 +73,7 @@ fn no_stream_of_commands_makes_an_answer_stale() {
     let mut rng = Rng::from_env("no_stream_of_commands_makes_an_answer_stale");
     let (mut hits, mut writes, mut flushes) = (0, 0, 0);
     for round in 0..ROUNDS {
-        let config = Config { seed: rng.next(), ..Config::default() };
+        let config = Config { seed: rng.number(), ..Config::default() };
         let Some(scene) = Scene::load(&config) else {
             return;
         };
@@ -181,14 +182,12 @@ impl Memcached {
 
     fn client_sends(&mut self, nth: usize, rng: &mut Rng) {
         let stream = &mut self.streams[nth];
-        if stream.unsent.is_empty() {
+        let text = take_some(&mut stream.unsent, rng);
+        if text.is_empty() {
             return;
         }
-        let len =
-            if rng.chance(40) { rng.below(stream.unsent.len()) + 1 } else { stream.unsent.len() };
-        let text: Vec<u8> = stream.unsent.drain(..len).collect();
         stream.tcp.request(&text);
-        stream.sent += len;
+        stream.sent += text.len();
     }
 
     fn execute(&mut self, nth: usize) {
@@ -208,12 +207,10 @@ impl Memcached {
 
     fn server_sends(&mut self, nth: usize, rng: &mut Rng) {
         let stream = &mut self.streams[nth];
-        if stream.unsaid.is_empty() {
+        let text = take_some(&mut stream.unsaid, rng);
+        if text.is_empty() {
             return;
         }
-        let len =
-            if rng.chance(40) { rng.below(stream.unsaid.len()) + 1 } else { stream.unsaid.len() };
-        let text: Vec<u8> = stream.unsaid.drain(..len).collect();
         stream.tcp.reply(&text);
     }
 
@@ -262,4 +259,11 @@ impl Memcached {
             self.scene.bmc.send(&v4().reversed().udp(&datagram(id, &text)));
         }
     }
+}
+
+/// The first of the bytes that wait, or all; none only if none do.
+fn take_some(waiting: &mut Vec<u8>, rng: &mut Rng) -> Vec<u8> {
+    let all = waiting.len();
+    let len = if all > 0 && rng.chance(40) { rng.below(all) + 1 } else { all };
+    waiting.drain(..len).collect()
 }

@@ -40,6 +40,7 @@ use crate::common::Net;
 use crate::common::PATIENCE;
 use crate::common::PORT;
 use crate::common::Rng;
+use crate::common::RngExt as _;
 use crate::common::items;
 use crate::history::NEVER;
 use crate::history::Operation;
@@ -181,7 +182,7 @@ fn bytes(key: usize, value: u64) -> Vec<u8> {
     let len = rng.small(1, VALUE_MAX);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
-        bytes.extend(rng.next().to_le_bytes());
+        bytes.extend(rng.number().to_le_bytes());
     }
     bytes.truncate(len);
     bytes
@@ -269,7 +270,7 @@ pub fn read(world: &World<'_>, log: Log, rng: Rng) -> Log {
     while !world.is_over() {
         let socket = udp_from(HOME);
         let mut asked: HashMap<u16, Asked> = HashMap::new();
-        let mut id = reader.rng.next() as u16;
+        let mut id = reader.rng.number() as u16;
         let mut open = 0;
         while open > 0 || (asked.len() < REQUESTS && !world.is_over()) {
             while open < WINDOW && asked.len() < REQUESTS && !world.is_over() {
@@ -738,7 +739,7 @@ pub fn oppose(world: &World<'_>, log: Log, rng: Rng) -> Log {
     let mut adversary = Adversary {
         home: Asker::new(),
         storm: udp_from(STORM_HOME),
-        slow: Writer::new(world, slow_log, Rng::new(rng.clone().next()), SLOW_HOME),
+        slow: Writer::new(world, slow_log, Rng::new(rng.clone().number()), SLOW_HOME),
         writer: Writer::new(world, log, rng, HOME),
     };
     while !world.is_over() {
@@ -875,7 +876,7 @@ impl Adversary<'_> {
         let mut asked: HashMap<u16, u64> = HashMap::new();
         // Nobody is left to answer to the former socket.
         self.storm = udp_from(STORM_HOME);
-        let mut id = self.writer.rng.next() as u16;
+        let mut id = self.writer.rng.number() as u16;
 
         self.store(key)?;
         world.chaos.stall(world.server, STORM_HOME);

@@ -324,6 +324,7 @@ pub fn tell(history: &[Operation], violation: &Violation, key: &str) -> String {
 mod tests {
     use super::*;
     use crate::common::Rng;
+    use crate::common::RngExt as _;
 
     fn operation(writes: bool, value: Value, start: u64, end: u64, sure: bool) -> Operation {
         Operation { key: 0, writes, value, start, end, sure, what: "", who: 0 }

@@ -18,10 +18,7 @@ mod clients;
 mod history;
 
 use std::collections::BTreeMap;
-use std::net::TcpStream;
-use std::process::Child;
 use std::process::Command;
-use std::process::Stdio;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
@@ -31,8 +28,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use chaos::Chaos;
@@ -44,13 +39,12 @@ use clients::Log;
 use clients::World;
 use clients::mood;
 use common::Bmc;
+use common::Memcached;
 use common::Namespace;
 use common::Net;
-use common::PATIENCE;
-use common::PORT;
 use common::Rng;
+use common::RngExt as _;
 use common::can_run;
-use common::eventually;
 use common::run;
 use common::total;
 use history::Operation;
@@ -60,6 +54,8 @@ use history::tell;
 const READERS: usize = 4;
 const POLITE: usize = 4;
 const RUDE: usize = 3;
+/// memcached has several workers.
+const OPTIONS: &[&str] = &["-t", "4"];
 /// Entries live longer than a round, so that a stale one is seen.
 const LASTING: [&str; 4] = ["--memory", "16M", "--unknown-ttl", "60s"];
 /// Rounds take turns.
@@ -94,7 +90,7 @@ fn every_history_is_linearizable() {
     let mut rng = Rng::from_env(name);
     let net = Rc::new(network(name));
     let chaos = Chaos::new(&net);
-    let mut memcached = Memcached::start(&net.server);
+    let mut memcached = Memcached::start_on_all_cpus(&net.server, OPTIONS);
     let mut done = 0;
     let mut seen = BTreeMap::new();
     let mut totals = BTreeMap::new();
@@ -158,43 +154,6 @@ fn network(name: &str) -> Net {
     net
 }
 
-/// A memcached with several workers on all CPUs.
-#[derive(Debug)]
-struct Memcached(Child);
-
-impl Memcached {
-    fn start(namespace: &Namespace) -> Self {
-        let port = PORT.to_string();
-        // It dies with the thread that made it.
-        let child = namespace
-            .command("setpriv")
-            .args(["--pdeathsig", "KILL", "memcached", "-u", "root", "-t", "4"])
-            .args(["-p", &port, "-U", &port])
-            // It tells of each connection that was reset.
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("memcached can be started");
-        let memcached = Self(child);
-        let answers = || namespace.within(|| TcpStream::connect(("127.0.0.1", PORT)).is_ok());
-        assert!(eventually(PATIENCE, answers), "memcached does not answer");
-        memcached
-    }
-
-    fn stop(&mut self, signal: Signal) {
-        let pid = i32::try_from(self.0.id()).expect("the kernel's own type");
-        kill(Pid::from_raw(pid), signal).expect("it was not waited for");
-        self.0.wait().expect("a child can be waited for");
-    }
-}
-
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        // Neither can fail for a child that was not waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Ends the round when a thread is done or panics.
 struct EndRound<'a>(&'a AtomicBool, bool);
 
@@ -249,7 +208,7 @@ impl<'a> Round<'a> {
                 (clients::oppose, 1),
             ];
             let mut threads = Vec::new();
-            let mut rng = || Rng::new(rng.next());
+            let mut rng = || Rng::new(rng.number());
             for (client, count) in kinds {
                 for _ in 0..count {
                     let (log, rng) = (Log::new(threads.len() + 1), rng());
@@ -352,8 +311,9 @@ impl Control<'_> {
     /// memcached loses everything, at some moment between the two times.
     fn restart(&mut self, signal: Signal) {
         let start = self.world.now();
-        self.memcached.stop(signal);
-        self.memcached = Memcached::start(self.world.server);
+        self.memcached.signal(signal);
+        self.memcached.wait();
+        self.memcached = Memcached::start_on_all_cpus(self.world.server, OPTIONS);
         let end = self.world.now();
         for key in 0..KEYS {
             self.log.note("restart", key, true, None, start, end);

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use crate::common::Rng;
+use crate::common::RngExt as _;
 
 /// What is sent, and what it is about.
 #[derive(Clone, Debug)]
@@ -468,7 +469,7 @@ impl Commands {
             _ => (Vec::new(), key, Vec::new()),
         };
         let unique = if self.rng.chance(10) { self.unique } else { 0 };
-        let opaque = self.rng.next() as u32;
+        let opaque = self.rng.number() as u32;
         let bytes = binary(opcode, &extras, key_, &value, opaque, unique);
         Command::new(bytes, &[key])
     }

@@ -15,6 +15,7 @@ use crate::LASTING;
 use crate::commands::Command;
 use crate::commands::Commands;
 use crate::common::Net;
+use crate::common::RngExt as _;
 use crate::common::total;
 use crate::pair::Compared;
 use crate::pair::Connection;

@@ -19,6 +19,7 @@ use std::thread;
 
 use common::Net;
 use common::Rng;
+use common::RngExt as _;
 use common::can_run;
 use lane::Lane;
 use lane::Tally;
@@ -57,7 +58,7 @@ fn answers_as_memcached_alone_does() {
             .iter()
             .enumerate()
             .map(|(i, &(mode, server))| {
-                let seed = rng.next();
+                let seed = rng.number();
                 scope.spawn(move || {
                     stay_on_one_cpu(i);
                     let name = format!("transparent-{i}");
