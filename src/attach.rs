@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::anyhow;
 use anyhow::bail;
+use anyhow::ensure;
 use libbpf_rs::ErrorKind;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapType;
@@ -43,11 +44,13 @@ use crate::instance::Lock;
 use crate::instance::NotAttached;
 use crate::instance::WATCH;
 use crate::kernel;
+use crate::kernel::Xdp;
 use crate::layout::LAYOUT;
 use crate::layout::Layout;
 use crate::layout::map_bytes;
 use crate::memcached;
 use crate::message;
+use crate::netlink;
 use crate::skel::BmcSkel;
 use crate::skel::BmcSkelBuilder;
 use crate::skel::OpenBmcSkel;
@@ -200,6 +203,21 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
         }
     }
     Ok(targets)
+}
+
+/// Whether native XDP would answer and nobody would hear it: the peer of a veth takes
+/// what XDP sends only if it has XDP or GRO itself. Linux tells from 6.3 on; None where
+/// it does not.
+fn drops_replies(device: &Device) -> Result<Option<bool>> {
+    let links = netlink::links().context("cannot list the network interfaces")?;
+    let is_it = |link: &netlink::Link| link.index == device.index;
+    let is_veth = |link: netlink::Link| link.kind.as_deref() == Some("veth");
+    if !links.into_iter().find(is_it).is_some_and(is_veth) {
+        return Ok(Some(false));
+    }
+    let xdp = kernel::xdp(device.index)
+        .with_context(|| format!("cannot ask for the XDP programs of {}", device.first_name))?;
+    Ok((xdp.features != 0).then_some(xdp.features & Xdp::TRANSMIT == 0))
 }
 
 /// Fails if another instance or a foreign XDP program is where we want to be.
@@ -618,6 +636,16 @@ impl<'a> Staging<'a> {
         let Target { device, place, optional } = target;
         let iface = &device.first_name;
         let prog = self.program(*place);
+        let drops = if *place == Place::Native { drops_replies(device)? } else { Some(false) };
+        if *optional && drops != Some(false) {
+            message::detail(&format!("{iface}: its peer may drop what XDP sends: using tc"));
+            return Ok(());
+        }
+        ensure!(
+            drops != Some(true),
+            "cannot attach to {iface}: its peer drops what XDP sends (use --mode tc, or as bmc \
+             doctor {iface} says)"
+        );
         if let Some(old) = self.old {
             let links = old.dir.links();
             carry_qdisc_over(device, &links, &self.dir.links())?;

@@ -109,6 +109,19 @@ impl Bed {
         common::pins(self.net.instance())
     }
 
+    /// Another veth pair, eth1 and eth2, which take what XDP sends.
+    fn add_pair(&self) {
+        let run = |line: &str| {
+            let (program, args) = line.split_once(' ').expect("arguments");
+            run(self.net.server.command(program).args(args.split(' ')));
+        };
+        run("ip link add eth1 type veth peer name eth2");
+        for device in ["eth1", "eth2"] {
+            run(&format!("ip link set {device} up"));
+            run(&format!("ethtool -K {device} gro on"));
+        }
+    }
+
     fn leftover(&self) -> PathBuf {
         common::pins(&format!("new~{}", self.net.instance()))
     }
@@ -434,8 +447,7 @@ fn detaching_one_of_several_interfaces_leaves_the_others() {
     }
     for tc in [TCX, CLSACT] {
         let mut bed = Bed::new("several", tc);
-        let ip = ["ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth2"];
-        run(bed.net.server.command(ip[0]).args(&ip[1..]));
+        bed.add_pair();
         bed.before = hooks(&bed.net);
         bed.attach(&["eth1", "eth2"]);
         bed.expect(DONE, &["detach", "eth1"]);
@@ -455,8 +467,7 @@ fn an_interface_that_disappears_is_noticed_and_detached() {
     for tc in [TCX, CLSACT] {
         let mut bed = Bed::new("gone", tc);
         let ip = |args: &[&str]| run(bed.net.server.command("ip").args(args));
-        let pair = ["link", "add", "eth1", "type", "veth", "peer", "name", "eth2"];
-        ip(&pair);
+        bed.add_pair();
         bed.attach(&["eth1"]);
         ip(&["link", "del", "eth1"]);
         let status = bed.status();
@@ -464,7 +475,7 @@ fn an_interface_that_disappears_is_noticed_and_detached() {
         assert_eq!(status["interfaces"][1]["state"], "gone", "{status}");
         assert_eq!(status["interfaces"][1]["name"], "eth1", "{status}");
         // One of the same name is another interface.
-        ip(&pair);
+        bed.add_pair();
         assert_ne!(bed.status()["interfaces"][1]["state"], "up");
         bed.attach(&["eth1", "--replace"]);
         bed.assert_works("native");
@@ -558,6 +569,30 @@ fn a_driver_that_refuses_xdp_is_worked_around_or_told() {
     }
     bed.expect(DONE, &["detach"]);
     bed.assert_clean();
+}
+
+#[test]
+fn a_veth_whose_peer_drops_what_xdp_sends_is_attached_by_tc() {
+    if !can_run("a_veth_whose_peer_drops_what_xdp_sends_is_attached_by_tc") {
+        return;
+    }
+    let bed = Bed::new("deaf", TCX);
+    if bed.net.server.within(|| kernel::xdp(1).expect("lo is there").features) == 0 {
+        eprintln!("skipped: this kernel does not tell what a veth can");
+        return;
+    }
+    bed.add_pair();
+    let gro = |on| run(bed.net.server.command("ethtool").args(["-K", "eth2", "gro", on]));
+    gro("off");
+    bed.expect(DONE, &[&["attach", "eth1"], &MEMORY[..]].concat());
+    bed.assert_works("tc");
+    let native = [&["attach", "eth1", "--mode", "native", "--replace"], &MEMORY[..]].concat();
+    let errors = bed.expect(FAILED, &native);
+    assert!(errors.contains("cannot attach to eth1: its peer drops what XDP sends"), "{errors}");
+    bed.assert_works("tc");
+    gro("on");
+    bed.expect(DONE, &[&["attach", "eth1", "--replace"], &MEMORY[..]].concat());
+    bed.assert_works("native");
 }
 
 #[test]
