@@ -66,9 +66,14 @@ static __always_inline bool is_memcached_port(__be16 port)
  * that the verifier takes for unbounded (clang 14 to 19, Linux 6.18).
  */
 
-/* Whether bmc may answer this client: --allow. */
+/*
+ * Whether bmc may answer this client: --allow. Never a group: nobody sends from
+ * such an address (224.0.0.0/4, the reserved rest with broadcast, ff00::/8).
+ */
 static __always_inline bool is_allowed4(__be32 addr)
 {
+	if ((addr & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
+		return false;
 	for (__u32 i = 0; i < BMC_ALLOW_MAX && i < cfg.nr_allow4; i++)
 		if ((addr & cfg.allow4[i].mask) == cfg.allow4[i].net)
 			return true;
@@ -77,6 +82,8 @@ static __always_inline bool is_allowed4(__be32 addr)
 
 static __always_inline bool is_allowed6(const __u64 addr[2])
 {
+	if ((addr[0] & 0xff) == 0xff)
+		return false;
 	for (__u32 i = 0; i < BMC_ALLOW_MAX && i < cfg.nr_allow6; i++)
 		if ((addr[0] & cfg.allow6[i].mask[0]) == cfg.allow6[i].net[0] &&
 		    (addr[1] & cfg.allow6[i].mask[1]) == cfg.allow6[i].net[1])
@@ -388,8 +395,10 @@ static __always_inline int request_parse(void *data, void *data_end,
 	if ((__u16)(frame >> 16)) /* memcached does not look */
 		return -COUNTER(pass_frame);
 
-	/* Multicast and broadcast are nobody's in particular. */
-	if (s->mac[0] & 1 || !peers->client_port)
+	/* Multicast and broadcast are nobody's in particular: such a frame is not
+	 * for us alone, or the reply would not be for its sender alone.
+	 */
+	if ((s->mac[0] | s->mac[0] >> 48) & 1 || !peers->client_port)
 		return -COUNTER(pass_address);
 	if (is_mapped(peers->client) ? !is_allowed4(peers->client[1] >> 32)
 				     : !is_allowed6(peers->client))
