@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 7,
+	BMC_LAYOUT = 8,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -126,6 +126,7 @@ struct bmc_config {
 	__u32 leases; /* of bmc_leases */
 	__u32 expiries; /* of bmc_expiry */
 	__u32 netns; /* the number of memcached's network namespace */
+	__u32 sk_uid; /* where the kernel's struct sock has its user; 0: unknown */
 	__u32 generic; /* XDP runs on skbs: --mode generic */
 	__u32 nr_allow4;
 	__u32 nr_allow6;
@@ -172,6 +173,7 @@ struct bmc_stats {
 	__u64 lease_quarantine;
 	__u64 lease_outstanding;
 	/* Replies that filled nothing although they held a value. */
+	__u64 fill_user;
 	__u64 fill_unleased;
 	__u64 fill_raced;
 	__u64 fill_reply;

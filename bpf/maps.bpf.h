@@ -417,6 +417,7 @@ struct bmc_scratch {
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
 	bool received; /* it has got data before */
+	__u64 socket; /* the kernel's address of one */
 	/* The command or reply at hand. */
 	struct command command;
 	struct reply reply;

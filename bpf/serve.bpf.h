@@ -295,6 +295,11 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	if ((__u16)(frame >> 16) || !skb_load(skb, off, win->bytes, n, LINE_MAX))
 		return;
 	s->request.id = (__u16)frame;
+	/* Before the lease is touched: such a reply ends nothing. */
+	if (!is_memcacheds(skb, s)) {
+		st->fill_user++;
+		return;
+	}
 	leased = lease_return(s);
 	if ((__u32)window_word(win, 0) == TEXT_END_) {
 		st->get_replies++;

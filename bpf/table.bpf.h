@@ -62,6 +62,66 @@ __noinline int flow_mute(struct bmc_flow *flow)
 }
 
 /*
+ * The two ends of a segment to memcached, for the kernel to look up; returns how
+ * much of them it needs. No connection has the client's port 0: that finds who
+ * listens.
+ */
+static __always_inline __u32 tuple_of(const struct bmc_peers *peers,
+				      __be16 client_port,
+				      struct bpf_sock_tuple *tuple)
+{
+	if (is_mapped(peers->client)) {
+		tuple->ipv4.saddr = peers->client[1] >> 32;
+		tuple->ipv4.daddr = peers->server[1] >> 32;
+		tuple->ipv4.sport = client_port;
+		tuple->ipv4.dport = peers->server_port;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, peers->client, 16);
+	__builtin_memcpy(tuple->ipv6.daddr, peers->server, 16);
+	tuple->ipv6.sport = client_port;
+	tuple->ipv6.dport = peers->server_port;
+	return sizeof(tuple->ipv6);
+}
+
+/* The user whose socket it is, by the kernel's own number. */
+static __always_inline __u32 socket_user(struct bmc_scratch *s, __u64 sk)
+{
+	__u32 user = 0;
+
+	/* Through memory: the verifier adds nothing to a socket's address. */
+	WRITE_ONCE(s->socket, sk);
+	bpf_probe_read_kernel(&user, sizeof(user),
+			      (void *)(long)(READ_ONCE(s->socket) + cfg.sk_uid));
+	return user;
+}
+
+/*
+ * Whether a datagram is memcached's, and not of another user who opened a socket
+ * on the same port, as SO_REUSEADDR lets anybody do. Over TCP only one user can
+ * listen on an address and port: memcached's. If nobody does, or where the
+ * kernel has no BTF, it is believed.
+ */
+__noinline int is_memcacheds(struct __sk_buff *skb, struct bmc_scratch *s)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	int same = true;
+	__u32 size;
+
+	if (!s || !skb->sk || !cfg.sk_uid)
+		return true;
+	size = tuple_of(&s->request.peers, 0, &tuple);
+	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return true;
+	if (sk->state == TCP_LISTEN)
+		same = socket_user(s, (long)sk) == socket_user(s, skb->sk);
+	bpf_sk_release(sk);
+	return same;
+}
+
+/*
  * Looks for memcached's socket, for what happens seldom: it costs as much as all
  * of the rest. Notes in the scratch memory how far the socket is.
  *
@@ -73,26 +133,15 @@ __noinline int socket_look(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	const struct bmc_peers *peers;
 	struct bpf_sock_tuple tuple = {};
-	__u32 size = sizeof(tuple.ipv6);
 	int found = SOCKET_NONE;
 	struct bpf_tcp_sock *tcp;
 	struct bpf_sock *sk;
+	__u32 size;
 
 	if (!s)
 		return SOCKET_NONE;
 	peers = &s->request.peers;
-	if (is_mapped(peers->client)) {
-		tuple.ipv4.saddr = peers->client[1] >> 32;
-		tuple.ipv4.daddr = peers->server[1] >> 32;
-		tuple.ipv4.sport = peers->client_port;
-		tuple.ipv4.dport = peers->server_port;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, peers->client, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, peers->server, 16);
-		tuple.ipv6.sport = peers->client_port;
-		tuple.ipv6.dport = peers->server_port;
-	}
+	size = tuple_of(peers, peers->client_port, &tuple);
 	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return SOCKET_NONE;

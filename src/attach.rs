@@ -402,6 +402,7 @@ impl<'obj> Loading<'obj> {
             expiries: self.layout.expiries,
             flow_sets: self.layout.flow_sets,
             netns: system::netns()?,
+            sk_uid: system::socket_user_offset().unwrap_or_default(),
             generic: u32::from(args.mode == Mode::Generic),
             ..Default::default()
         };

@@ -27,7 +27,7 @@ use crate::output::grouped;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 39] = [
+pub const COUNTERS: [(&str, &str); 40] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -58,6 +58,7 @@ pub const COUNTERS: [(&str, &str); 39] = [
     ("lease_dirty", "a write of the bucket was pending"),
     ("lease_quarantine", "a write that cannot be followed was too recent"),
     ("lease_outstanding", "an earlier request of the same id was unanswered"),
+    ("fill_user", "not sent by memcached but by another user's process"),
     ("fill_unleased", "the request had no lease"),
     ("fill_raced", "a write came in between"),
     ("fill_reply", "not the reply to one key in one datagram"),

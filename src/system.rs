@@ -14,6 +14,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::bail;
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::types::MemberAttr;
+use libbpf_rs::btf::types::Struct;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::mount::mount;
@@ -191,6 +194,18 @@ pub fn network_namespace_exists(namespace: &Path) -> bool {
         inode.is_ok_and(|inode| Path::new(&inode) == namespace)
     };
     list("/proc").any(is_used) || list("/run/netns").any(is_named)
+}
+
+/// Where the kernel keeps the user of a socket: bytes into its `struct sock`. None
+/// if it does not tell, having no BTF.
+pub fn socket_user_offset() -> Option<u32> {
+    let btf = Btf::from_vmlinux().ok()?;
+    let sock = btf.type_by_name::<Struct<'_>>("sock")?;
+    let user = sock.iter().find(|member| member.name.is_some_and(|name| name == "sk_uid"))?;
+    match user.attr {
+        MemberAttr::Normal { offset } => Some(offset / u8::BITS),
+        MemberAttr::BitField { .. } => None,
+    }
 }
 
 /// Fills a buffer with random bytes.
