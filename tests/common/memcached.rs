@@ -193,6 +193,11 @@ impl Tcp {
         Self(BufReader::new(stream))
     }
 
+    /// The client's end.
+    pub fn address(&self) -> SocketAddr {
+        self.0.get_ref().local_addr().expect("a connected socket")
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).expect("the connection is open");

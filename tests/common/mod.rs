@@ -36,6 +36,9 @@ use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
+/// Debian's, for which its packages are, whatever else is installed.
+pub const PYTHON: &str = "/usr/bin/python3";
+
 /// Whether tests of the network can run here; prints why when they cannot.
 pub fn can_run(test: &str) -> bool {
     can_run_with(test, &[])

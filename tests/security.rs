@@ -1,0 +1,479 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! What README.md says under "Security", against a real memcached: each threat is
+//! tried. Root only.
+//!
+//! What is not here is elsewhere:
+//!
+//! | threat | tests |
+//! |---|---|
+//! | a source that is not allowed | `answers_only_allowed_sources` (e2e), `passes_what_it_must_not_answer` (datapath/reads) |
+//! | multicast, broadcast, no source port | `passes_what_it_must_not_answer` |
+//! | a malformed frame | `broken_frames_do_no_harm` (datapath/fuzz), `scripts/fuzz.sh` |
+//! | a reply that answers another request | `learns_only_from_the_reply_to_its_own_request` (datapath/fills) |
+//! | a reply of another memcached, a tag, a port | `entries_belong_to_one_memcached` (datapath/reads) |
+//! | a table full of connections | `a_full_table_takes_no_more_and_is_safe` (datapath/table) |
+//! | the pins | `the_pins_are_for_root_alone` (lifecycle) |
+
+mod common;
+#[allow(dead_code, reason = "each test binary uses its own part")]
+mod packet;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
+
+use common::Bmc;
+use common::Frames;
+use common::Memcached;
+use common::Net;
+use common::PATIENCE;
+use common::PORT;
+use common::PYTHON;
+use common::Rng;
+use common::RngExt as _;
+use common::Tcp;
+use common::Udp;
+use common::can_run;
+use common::eventually;
+use common::pins;
+use common::run;
+use common::total;
+use packet::Datagram;
+use packet::Flow;
+use packet::PSH_ACK;
+use packet::datagram;
+use packet::parse;
+use packet::value;
+use packet::values;
+
+/// What is forged must not outlive the test by expiry.
+const LASTING: &[&str] = &["--unknown-ttl", "60s", "--memory", "16M"];
+/// A user who is not memcached's, which the tests run as root.
+const NOBODY: u32 = 65534;
+/// What the forger of `security/forger.py` answers.
+const FORGED: &[u8] = b"VALUE k 0 6\r\nforged\r\nEND\r\n";
+
+/// A memcached with bmc in front, and its clients.
+struct Bed {
+    udp: Udp,
+    tcp: Tcp,
+    bmc: Bmc,
+    memcached: Memcached,
+    net: Rc<Net>,
+}
+
+impl Bed {
+    /// None where it cannot run.
+    fn new(test: &str, args: &[&str]) -> Option<Self> {
+        can_run(test).then(|| Self::at(test, Net::SERVER4, args))
+    }
+
+    fn at(test: &str, server: IpAddr, args: &[&str]) -> Self {
+        let net = Rc::new(Net::new(test));
+        let memcached = Memcached::start(&net.server, &["-t", "2"]);
+        let bmc = Bmc::attach(&net, &[LASTING, args].concat());
+        let tcp = Tcp::connect(&net.client, server);
+        let udp = Udp::connect(&net.client, server);
+        let mut bed = Self { udp, tcp, bmc, memcached, net };
+        bed.fill("warm-up", b"x");
+        bed
+    }
+
+    /// Stores a value and has it cached.
+    fn fill(&mut self, key: &str, data: &[u8]) {
+        self.tcp.set(key, 0, data);
+        self.cache(key, data);
+    }
+
+    /// Asks over UDP until the kernel answers. No answer may be another value.
+    fn cache(&mut self, key: &str, data: &[u8]) {
+        let expected = values(&[value(key, 0, data)]);
+        let cached = eventually(PATIENCE, || {
+            let hits = self.bmc.total("hits");
+            assert_eq!(self.udp.get(key).text, expected, "get {key}");
+            self.bmc.total("hits") > hits
+        });
+        assert!(cached, "{key} is never answered in the kernel: {}", self.bmc.stats());
+    }
+}
+
+/// From the client's device to the server's, at the addresses that they have.
+fn between(net: &Net, client: &Frames) -> Flow {
+    let mut flow = Flow::new(
+        &SocketAddr::from((Net::CLIENT4, 40000)).to_string(),
+        &SocketAddr::from((Net::SERVER4, PORT)).to_string(),
+    );
+    flow.source_mac = client.address;
+    flow.target_mac = Frames::new(&net.server).address;
+    flow
+}
+
+/// The datagrams from memcached's port that come to the client within a while.
+fn replies(frames: &Frames) -> Vec<(Datagram, usize)> {
+    let mut replies = Vec::new();
+    while let Some(frame) = frames.next() {
+        if frame[..6] == frames.address || frame[0] & 1 == 1 {
+            let reply = parse(&frame).ok();
+            let reply = reply.filter(|reply| reply.flow.source.port() == PORT);
+            replies.extend(reply.map(|reply| (reply, frame.len())));
+        }
+    }
+    replies
+}
+
+#[test]
+fn a_forged_source_is_sent_at_most_one_datagram_for_each_of_its_own() {
+    // Whoever allows everybody is no worse off.
+    let everybody = &["--allow", "0.0.0.0/0", "--allow", "::/0"];
+    let Some(mut bed) = Bed::new("amplify", everybody) else { return };
+    bed.fill("k", &[b'v'; 1000]);
+    let client = Frames::new(&bed.net.client);
+    let plain = between(&bed.net, &client);
+    let cached = values(&[value("k", 0, &[b'v'; 1000])]);
+
+    // Answered by the kernel: one datagram, to where the request came from.
+    for source in ["192.0.2.9:40000", "10.11.12.77:1", "10.11.12.77:11211"] {
+        let hits = bed.bmc.total("hits");
+        let request = plain.clone().from(source).get(7, &["k"]);
+        client.send(&request);
+        let got = replies(&client);
+        assert_eq!(bed.bmc.total("hits"), hits + 1, "{source}");
+        assert_eq!(got.len(), 1, "{source}: {got:?}");
+        assert_eq!(got[0].0.payload, datagram(7, &cached), "{source}");
+        assert_eq!(got[0].0.flow.target.to_string(), source);
+        // What is sent is what was asked for, and fits an Ethernet frame.
+        assert!(got[0].1 <= 1514, "{source}: {} bytes", got[0].1);
+    }
+
+    // Not even to those whom `--allow` names: groups, and nobody.
+    let mut to_all = plain.clone();
+    to_all.source_mac = [0xff; 6];
+    let mut to_group = plain.clone();
+    to_group.source_mac = [1, 0, 0x5e, 0, 0, 1];
+    for (what, flow, counter) in [
+        ("multicast", plain.clone().from("224.0.0.1:40000"), "passes.source"),
+        ("the last multicast address", plain.clone().from("239.255.255.255:1"), "passes.source"),
+        ("broadcast", plain.clone().from("255.255.255.255:40000"), "passes.source"),
+        ("source port 0", plain.clone().with_port(0), "passes.address"),
+        ("a frame from everybody", to_all, "passes.address"),
+        ("a frame from a group", to_group, "passes.address"),
+        ("a frame to everybody", plain.clone().with_mac([0xff; 6]), "passes.address"),
+    ] {
+        let before = bed.bmc.stats();
+        client.send(&flow.get(7, &["k"]));
+        let got = replies(&client);
+        let after = bed.bmc.stats();
+        assert_eq!(total(&after, "hits"), total(&before, "hits"), "{what}");
+        assert_eq!(total(&after, counter), total(&before, counter) + 1, "{what}: {after}");
+        // memcached may answer a client's datagram; nothing goes to a group.
+        assert!(got.iter().all(|(reply, _)| reply.flow.target_mac[0] & 1 == 0), "{what}: {got:?}");
+    }
+    assert_eq!(bed.udp.get("k").text, cached);
+}
+
+#[test]
+fn a_reply_is_never_answered() {
+    let Some(mut bed) = Bed::new("reflect", &[]) else { return };
+    bed.fill("k", b"v");
+    let client = Frames::new(&bed.net.client);
+    let flow = between(&bed.net, &client).with_port(PORT);
+    client.send(&flow.get(7, &["k"]));
+    let got = replies(&client);
+    assert_eq!(got.len(), 1);
+
+    // As another memcached's bmc would see it.
+    let before = bed.bmc.stats();
+    client.send(&flow.udp(&got[0].0.payload));
+    assert!(eventually(PATIENCE, || bed.bmc.total("passes.command") > 0));
+    let after = bed.bmc.stats();
+    for counter in ["hits", "misses", "leases", "fills"] {
+        assert_eq!(total(&after, counter), total(&before, counter), "{counter}");
+    }
+}
+
+#[test]
+fn a_reply_that_comes_in_is_not_learnt() {
+    let Some(mut bed) = Bed::new("from-outside", &[]) else { return };
+    // The most forgiving router there is: such a frame comes in and leaves again.
+    for setting in [
+        "ip_forward",
+        "conf.all.accept_local",
+        "conf.all.route_localnet",
+        "conf.eth0.accept_local",
+    ] {
+        let path = format!("/proc/sys/net/ipv4/{}", setting.replace('.', "/"));
+        run(bed.net.server.command("sh").args(["-c", &format!("echo 1 > {path}")]));
+    }
+    for device in ["all", "eth0"] {
+        let path = format!("/proc/sys/net/ipv4/conf/{device}/rp_filter");
+        run(bed.net.server.command("sh").args(["-c", &format!("echo 0 > {path}")]));
+    }
+    let client = Frames::new(&bed.net.client);
+    let to_server = between(&bed.net, &client);
+    let mut forged = to_server.reversed();
+    (forged.source_mac, forged.target_mac) = (to_server.source_mac, to_server.target_mac);
+    bed.tcp.set("k", 0, b"true");
+    let fills = bed.bmc.total("fills");
+    let mut forwarded = 0;
+    for id in 0..20 {
+        // The request is let through and memcached answers it, before or after.
+        forged.target.set_port(40000 + id);
+        let mut request = to_server.clone();
+        request.source.set_port(40000 + id);
+        client.send(&forged.udp(&datagram(id, FORGED)));
+        client.send(&request.get(id, &["k"]));
+        client.send(&forged.udp(&datagram(id, FORGED)));
+        forwarded += replies(&client).iter().filter(|(got, _)| got.payload[8..] == *FORGED).count();
+        bed.cache("k", b"true");
+        bed.tcp.set("k", 0, b"true");
+    }
+    assert!(forwarded > 0, "the server forwards what is forged");
+    assert!(bed.bmc.total("fills") > fills);
+}
+
+/// A process on memcached's port of a user who is not memcached's; ended on drop.
+struct Forger(Child);
+
+impl Forger {
+    /// None if the kernel does not let it have the port.
+    fn start(net: &Net, address: &str, option: &str) -> Option<Self> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/security/forger.py");
+        let mut command = net.server.command("setpriv");
+        command.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string()]);
+        command.args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+        command.args(["--pdeathsig", "KILL", PYTHON, "-c"]);
+        command.arg(fs::read_to_string(script).expect("our own file"));
+        command.args([address, &PORT.to_string(), option]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("setpriv can be run");
+        let mut line = String::new();
+        let said = BufReader::new(child.stdout.as_mut().expect("it is piped")).read_line(&mut line);
+        said.expect("it can be read");
+        let forger = Self(child);
+        (line == "bound\n").then_some(forger)
+    }
+}
+
+impl Drop for Forger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// On every address, as memcached is, and on one that is more specific.
+const FORGERS: [(IpAddr, &str, &str); 4] = [
+    (Net::SERVER4, "0.0.0.0", "SO_REUSEADDR"),
+    (Net::SERVER4, "10.11.12.1", "SO_REUSEADDR"),
+    (Net::SERVER6, "::", "SO_REUSEADDR"),
+    (Net::SERVER6, "fd00::1", "SO_REUSEADDR"),
+];
+
+#[test]
+fn another_users_process_on_the_port_fills_nothing() {
+    if !can_run("another_users_process_on_the_port_fills_nothing") {
+        return;
+    }
+    for (server, address, option) in FORGERS {
+        for mode in ["native", "tc"] {
+            let what = format!("{address} {option} {mode}");
+            let mut bed = Bed::at("forger", server, &["--mode", mode]);
+            bed.tcp.set("k", 0, b"true");
+            let refused = bed.bmc.total("fill_refusals.user");
+            assert_eq!(refused, 0, "{what}: memcached is not taken for another");
+
+            let forger = Forger::start(&bed.net, address, option);
+            let forger = forger.unwrap_or_else(|| panic!("{what}: it can have the port"));
+            for asked in 1..=5 {
+                // It has taken the port from memcached; nobody can help that.
+                assert_eq!(bed.udp.get("k").text, FORGED, "{what}");
+                assert_eq!(bed.bmc.total("fill_refusals.user"), asked, "{what}");
+            }
+            drop(forger);
+
+            // But nothing of it stays, and memcached's own reply counts.
+            bed.cache("k", b"true");
+            assert_eq!(bed.bmc.total("fill_refusals.user"), 5, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_port_that_memcached_does_not_share_is_not_to_be_had() {
+    let Some(bed) = Bed::new("reuseport", &[]) else { return };
+    assert!(Forger::start(&bed.net, "10.11.12.1", "SO_REUSEPORT").is_none());
+    // Whoever listens over TCP is whom bmc goes by.
+    let listen = "import socket, sys\n\
+                  sock = socket.socket()\n\
+                  for option in socket.SO_REUSEADDR, socket.SO_REUSEPORT:\n\
+                  \x20sock.setsockopt(socket.SOL_SOCKET, option, 1)\n\
+                  sock.bind((sys.argv[1], 11211))\n\
+                  sock.listen()";
+    for address in ["0.0.0.0", "10.11.12.1"] {
+        let mut command = bed.net.server.command("setpriv");
+        command.args(["--reuid", &NOBODY.to_string(), "--clear-groups", PYTHON, "-c", listen]);
+        let output = command.arg(address).output().expect("setpriv can be run");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("Address already in use"), "{address}: {errors}");
+    }
+    assert_eq!(bed.bmc.total("memcached_gone"), 0);
+}
+
+/// Which buckets of the index hold something.
+fn buckets(instance: &str) -> Vec<usize> {
+    let index = MapHandle::from_pinned_path(pins(instance).join("index")).expect("it is pinned");
+    let used = |number: &usize| {
+        let key = u32::try_from(*number).unwrap().to_ne_bytes();
+        let bucket = index.lookup(&key, MapFlags::ANY).unwrap().expect("an array has all");
+        bucket[8..].iter().any(|byte| *byte != 0)
+    };
+    (0..index.max_entries() as usize).filter(used).collect()
+}
+
+#[test]
+fn which_keys_collide_cannot_be_known() {
+    let mut found = BTreeMap::new();
+    for round in 0..3 {
+        let Some(mut bed) = Bed::new("seed", &[]) else { return };
+        bed.bmc.run(&["flush"]);
+        for key in ["a", "b", "c", "d"] {
+            bed.fill(key, b"v");
+        }
+        let before = buckets(bed.net.instance());
+        assert!((4..=5).contains(&before.len()), "{before:?}");
+        // The hash is the same as long as the cache is.
+        bed.bmc.run(&["attach", "--replace", Net::DEVICE, "--memory", "16M"]);
+        assert_eq!(buckets(bed.net.instance()), before);
+        found.insert(before, round);
+    }
+    assert_eq!(found.len(), 3, "instances file the same keys alike: {found:?}");
+}
+
+#[test]
+fn the_cache_is_shown_to_root_alone() {
+    let Some(mut bed) = Bed::new("nobody", &[]) else { return };
+    bed.fill("secret", b"value");
+    assert!(bed.bmc.run(&["entries"]).contains("secret"));
+    let dir = std::env::temp_dir().join(format!("bmc-security-{}", std::process::id()));
+    // Where nobody can find it.
+    run(Command::new("install").args(["-D", "-m", "755", env!("CARGO_BIN_EXE_bmc")]).arg(dir.join("bmc")));
+    run(Command::new("chmod").arg("755").arg(&dir));
+    for noun in ["entries", "stats", "status"] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &NOBODY.to_string(), "--clear-groups"]).arg(dir.join("bmc"));
+        let output = command.args(["--instance", bed.net.instance(), noun]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{noun}: {output:?}");
+        assert!(output.stdout.is_empty(), "{noun}: {output:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("ermission"), "{noun}: {errors}");
+    }
+    fs::remove_dir_all(&dir).expect("our own directory");
+}
+
+#[test]
+fn forged_segments_make_no_answer_wrong() {
+    let name = "forged_segments_make_no_answer_wrong";
+    let Some(mut bed) = Bed::new(name, &[]) else { return };
+    let mut rng = Rng::from_env(name);
+    bed.fill("k", b"0");
+    let client = Frames::new(&bed.net.client);
+    let flow = between(&bed.net, &client);
+    let writer = bed.tcp.address().port();
+    let texts: [&[u8]; 5] = [
+        b"set k 0 0 6\r\nforged\r\n",
+        b"delete k\r\n",
+        b"flush_all\r\n",
+        b"get k\r\n",
+        b"\x80\x01\0\x01",
+    ];
+    for written in 1..400 {
+        // Of no connection, and of the writer's, but of other bytes of it.
+        for port in [writer, 1 + rng.below(60000) as u16] {
+            let text = texts[rng.below(texts.len())];
+            let (seq, ack) = (rng.number() as u32, rng.number() as u32);
+            client.send(&flow.clone().with_port(port).tcp(seq, ack, PSH_ACK, text));
+        }
+        let data = written.to_string();
+        if rng.below(4) == 0 {
+            bed.tcp.set("k", 0, data.as_bytes());
+            let expected = values(&[value("k", 0, data.as_bytes())]);
+            assert_eq!(bed.udp.get("k").text, expected);
+            assert_eq!(bed.udp.get("k").text, expected);
+        } else {
+            let expected = bed.tcp.get("k");
+            assert_eq!(bed.udp.get("k").text, expected);
+        }
+    }
+    let stats = bed.bmc.stats();
+    assert!(total(&stats, "tcp_unfollowed") >= 300, "{stats}");
+    assert!(total(&stats, "flushes") >= 300, "{stats}");
+    // Once that is over, it is as before.
+    bed.fill("k", b"last");
+}
+
+#[test]
+fn what_a_client_may_do_to_memcached_is_all_that_it_may_do() {
+    let Some(mut bed) = Bed::new("hostile", &[]) else { return };
+    let mut hostile = Udp::connect(&bed.net.client, Net::SERVER4);
+    for (command, after) in [
+        ("set k 0 0 3\r\nbad\r\n", &values(&[value("k", 0, b"bad")])[..]),
+        ("append k 0 0 1\r\n!\r\n", &values(&[value("k", 0, b"good!")])),
+        ("delete k\r\n", b"END\r\n"),
+        ("flush_all\r\n", b"END\r\n"),
+    ] {
+        bed.fill("k", b"good");
+        hostile.send(command.as_bytes());
+        assert!(hostile.receive(PATIENCE).is_some(), "{command}");
+        for _ in 0..3 {
+            assert_eq!(bed.udp.get("k").text, after, "{command}");
+            assert_eq!(bed.tcp.get("k"), after, "{command}");
+        }
+        if command.starts_with("flush") {
+            // memcached's own clock: what is stored in this second is gone too.
+            std::thread::sleep(Duration::from_millis(1100));
+        }
+    }
+}
+
+#[test]
+fn two_networks_share_nothing() {
+    if !can_run("two_networks_share_nothing") {
+        return;
+    }
+    // The same addresses, ports and keys.
+    let mut beds = ["one", "two"].map(|name| Bed::at(&format!("tenant-{name}"), Net::SERVER4, &[]));
+    for (bed, data) in beds.iter_mut().zip([b"first", b"other"]) {
+        bed.fill("k", data);
+    }
+    beds[0].fill("only", b"here");
+    assert_eq!(beds[1].udp.get("only").text, b"END\r\n");
+    for (bed, data) in beds.iter_mut().zip([b"first", b"other"]) {
+        bed.cache("k", data);
+    }
+    // Nor do writes, flushes and the end of a memcached concern the other.
+    let before = beds[1].bmc.stats();
+    beds[0].tcp.command("flush_all");
+    beds[0].bmc.run(&["flush"]);
+    beds[0].memcached.signal(nix::sys::signal::Signal::SIGKILL);
+    beds[0].memcached.wait();
+    assert!(eventually(PATIENCE, || beds[0].bmc.total("memcached_gone") > 0));
+    let after = beds[1].bmc.stats();
+    for counter in ["flushes", "invalidations", "memcached_gone"] {
+        assert_eq!(total(&after, counter), total(&before, counter), "{counter}");
+    }
+    let hits = total(&after, "hits");
+    assert_eq!(beds[1].udp.get("k").text, values(&[value("k", 0, b"other")]));
+    assert_eq!(beds[1].bmc.total("hits"), hits + 1);
+}
