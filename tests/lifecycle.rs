@@ -296,7 +296,7 @@ fn a_foreign_xdp_program_is_named_and_stays() {
         return;
     }
     let mut bed = Bed::new("foreign", TCX);
-    let (_link, id) = bed.net.server.attach_pass();
+    let (_link, id) = bed.net.server.attach_pass(Net::DEVICE);
     bed.before = hooks(&bed.net);
     for mode in ["auto", "native", "generic"] {
         let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--mode", mode]);

@@ -208,12 +208,9 @@ fn a_reply_is_never_answered() {
 fn a_reply_that_comes_in_is_not_learnt() {
     let Some(mut bed) = Bed::new("from-outside", &[]) else { return };
     // The most forgiving router there is: such a frame comes in and leaves again.
-    for setting in [
-        "ip_forward",
-        "conf.all.accept_local",
-        "conf.all.route_localnet",
-        "conf.eth0.accept_local",
-    ] {
+    for setting in
+        ["ip_forward", "conf.all.accept_local", "conf.all.route_localnet", "conf.eth0.accept_local"]
+    {
         let path = format!("/proc/sys/net/ipv4/{}", setting.replace('.', "/"));
         run(bed.net.server.command("sh").args(["-c", &format!("echo 1 > {path}")]));
     }
@@ -368,7 +365,9 @@ fn the_cache_is_shown_to_root_alone() {
     assert!(bed.bmc.run(&["entries"]).contains("secret"));
     let dir = std::env::temp_dir().join(format!("bmc-security-{}", std::process::id()));
     // Where nobody can find it.
-    run(Command::new("install").args(["-D", "-m", "755", env!("CARGO_BIN_EXE_bmc")]).arg(dir.join("bmc")));
+    run(Command::new("install")
+        .args(["-D", "-m", "755", env!("CARGO_BIN_EXE_bmc")])
+        .arg(dir.join("bmc")));
     run(Command::new("chmod").arg("755").arg(&dir));
     for noun in ["entries", "stats", "status"] {
         let mut command = Command::new("setpriv");

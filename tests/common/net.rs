@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -79,38 +80,43 @@ impl Net {
     /// # Panics
     /// When the kernel refuses; needs root.
     pub fn new(test: &str) -> Self {
-        let name = format!(
-            "{PREFIX}{}-{}",
-            test.replace(|c: char| !c.is_alphanumeric(), "-"),
-            std::process::id()
-        );
-        // The first `ip netns add` of a machine sets the directory up, which
-        // must not happen twice at once.
-        let turn = take_turn();
-        remove_stale();
-        let server = Namespace::new(format!("{name}-server"));
-        let client = Namespace::new(format!("{name}-client"));
-        drop(turn);
+        let client = Namespace::of_test(test, "client");
+        let v4 = (Self::SERVER4, Self::CLIENT4);
+        Self::to(test, client, Self::DEVICE, v4, (Self::SERVER6, Self::CLIENT6))
+    }
+
+    /// Makes a server and joins it to a client by a device of the client's, with
+    /// these addresses of the server and the client.
+    ///
+    /// # Panics
+    /// When the kernel refuses; needs root.
+    pub fn to(
+        test: &str,
+        client: Namespace,
+        device: &str,
+        v4: (IpAddr, IpAddr),
+        v6: (IpAddr, IpAddr),
+    ) -> Self {
+        let server = Namespace::of_test(test, "server");
         // Made now, so that it is undone if a later step fails.
-        let mut net = Self { xdp_link: None, client, server, name };
+        let mut net = Self { xdp_link: None, client, server, name: name_of(test) };
 
         ip(
-            &["link", "add", Self::DEVICE, "netns", &net.server.name, "type", "veth"],
-            &["peer", "name", Self::DEVICE, "netns", &net.client.name],
+            &["link", "add", Self::DEVICE, "netns", net.server.name(), "type", "veth"],
+            &["peer", "name", device, "netns", net.client.name()],
         );
-        for (namespace, v4, v6) in [
-            (&net.server, Self::SERVER4, Self::SERVER6),
-            (&net.client, Self::CLIENT4, Self::CLIENT6),
-        ] {
-            let inside = ["-n", &namespace.name];
+        for (namespace, device, v4, v6) in
+            [(&net.server, Self::DEVICE, v4.0, v6.0), (&net.client, device, v4.1, v6.1)]
+        {
+            let inside = ["-n", namespace.name()];
             ip(&inside, &["link", "set", "lo", "up"]);
-            ip(&inside, &["link", "set", Self::DEVICE, "up"]);
-            ip(&inside, &["address", "add", &format!("{v4}/24"), "dev", Self::DEVICE]);
-            ip(&inside, &["address", "add", &format!("{v6}/64"), "dev", Self::DEVICE, "nodad"]);
+            ip(&inside, &["link", "set", device, "up"]);
+            ip(&inside, &["address", "add", &format!("{v4}/24"), "dev", device]);
+            ip(&inside, &["address", "add", &format!("{v6}/64"), "dev", device, "nodad"]);
         }
         // A veth takes frames that its peer's XDP sends only when it has an XDP
         // program too. bmc's passes everything as long as it has no ports.
-        net.xdp_link = Some(net.client.attach_pass().0);
+        net.xdp_link = Some(net.client.attach_pass(device).0);
         net
     }
 
@@ -120,16 +126,17 @@ impl Net {
     }
 }
 
-/// A network namespace; removed on drop.
+/// A network namespace; removed when the last of its clones is dropped.
+#[derive(Clone, Debug)]
+pub struct Namespace(Arc<Made>);
+
 #[derive(Debug)]
-pub struct Namespace {
-    name: String,
-}
+struct Made(String);
 
 impl Namespace {
-    /// Attaches an XDP program that passes everything to this side's device:
-    /// bmc's, without ports. Returns the program's number as well.
-    pub fn attach_pass(&self) -> (Link, u32) {
+    /// Attaches an XDP program that passes everything to a device: bmc's, without
+    /// ports. Returns the program's number as well.
+    pub fn attach_pass(&self, device: &str) -> (Link, u32) {
         self.within(|| {
             let mut object = MaybeUninit::uninit();
             let mut skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
@@ -137,20 +144,29 @@ impl Namespace {
             skel.progs.bmc_tx.set_autoload(false);
             skel.progs.bmc_flush.set_autoload(false);
             let skel = skel.load().expect("the programs load");
-            let device = system::index_of(Net::DEVICE).expect("the device exists");
+            let device = system::index_of(device).expect("the device exists");
             let id = prog_info(skel.progs.bmc_rx.as_fd()).expect("a program has an id").id;
             (skel.progs.bmc_rx.attach_xdp(device).expect("a veth has XDP"), id)
         })
     }
 
-    fn new(name: String) -> Self {
+    /// Makes the one that has this part in a test.
+    ///
+    /// # Panics
+    /// When the kernel refuses; needs root.
+    pub fn of_test(test: &str, part: &str) -> Self {
+        let name = format!("{}-{part}", name_of(test));
+        // The first `ip netns add` of a machine sets the directory up, which
+        // must not happen twice at once.
+        let _turn = take_turn();
+        remove_stale();
         ip(&["netns", "add"], &[&name]);
-        Self { name }
+        Self(Arc::new(Made(name)))
     }
 
     /// Its name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.0
     }
 
     /// A command that will run inside. Not by `ip netns exec`: that mounts a
@@ -175,15 +191,15 @@ impl Namespace {
     }
 
     fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.name)
+        Path::new("/run/netns").join(self.name())
     }
 }
 
-impl Drop for Namespace {
+impl Drop for Made {
     fn drop(&mut self) {
-        let removed = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let removed = Command::new("ip").args(["netns", "delete", &self.0]).status();
         if !removed.is_ok_and(|status| status.success()) {
-            eprintln!("cannot remove the namespace {}", self.name);
+            eprintln!("cannot remove the namespace {}", self.0);
         }
     }
 }
@@ -241,6 +257,11 @@ impl Frames {
     }
 }
 
+fn name_of(test: &str) -> String {
+    let test = test.replace(|c: char| !c.is_alphanumeric(), "-");
+    format!("{PREFIX}{test}-{}", std::process::id())
+}
+
 fn device_address() -> LinkAddr {
     getifaddrs()
         .expect("the kernel lists addresses")
@@ -261,7 +282,7 @@ fn take_turn() -> MutexGuard<'static, ()> {
 /// Removes what test runs that are no more have left.
 fn remove_stale() {
     for name in stale(Path::new("/run/netns")) {
-        drop(Namespace { name });
+        drop(Made(name));
     }
     for name in stale(Path::new(PINS)) {
         // Another test may be doing the same.
