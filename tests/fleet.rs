@@ -169,8 +169,8 @@ fn a_fleet_whose_clients_choose_the_node_is_never_wrong() {
     // All of it has happened.
     for phase in ["whole", "lost", "back"] {
         for node in [0, 1, 2].into_iter().filter(|node| (phase, *node) != ("lost", 1)) {
-            let seen = ["answers", "found", "writes"].map(|what| count(phase, node, what));
-            assert!(seen.iter().all(|&seen| seen > 10), "{phase} {node}: {report}");
+            let did = ["answers", "found", "writes"].map(|what| count(phase, node, what));
+            assert!(did.iter().all(|&times| times > 10), "{phase} {node}: {report}");
         }
     }
     let moved = |phase| (0..3).map(|node| count(phase, node, "moved")).sum::<u64>();
