@@ -364,6 +364,7 @@ struct {
 enum {
 	HEAD_MAX = 96, /* Ethernet + 2 tags + IPv6 + UDP + frame header is 78 */
 	KEY_WORDS_MAX = 34, /* room for whole words beyond BMC_KEY_MAX */
+	BELIEVED = 4, /* sockets of memcached's that are known: a power of two */
 };
 
 /*
@@ -418,6 +419,11 @@ struct bmc_scratch {
 	__u32 snd_nxt;
 	bool received; /* it has got data before */
 	__u64 socket; /* the kernel's address of one */
+	/* Memcached's, until the next flush: see is_memcacheds(). */
+	struct {
+		__u64 socket;
+		__u64 epoch;
+	} believed[BELIEVED];
 	/* The command or reply at hand. */
 	struct command command;
 	struct reply reply;

@@ -96,20 +96,15 @@ static __always_inline __u32 socket_user(struct bmc_scratch *s, __u64 sk)
 	return user;
 }
 
-/*
- * Whether a datagram is memcached's, and not of another user who opened a socket
- * on the same port, as SO_REUSEADDR lets anybody do. Over TCP only one user can
- * listen on an address and port: memcached's. If nobody does, or where the
- * kernel has no BTF, it is believed.
- */
-__noinline int is_memcacheds(struct __sk_buff *skb, struct bmc_scratch *s)
+/* Whether the socket of a datagram belongs to the user who listens over TCP. */
+__noinline int is_listeners(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	int same = true;
 	__u32 size;
 
-	if (!s || !skb->sk || !cfg.sk_uid)
+	if (!s || !skb->sk)
 		return true;
 	size = tuple_of(&s->request.peers, 0, &tuple);
 	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
@@ -119,6 +114,38 @@ __noinline int is_memcacheds(struct __sk_buff *skb, struct bmc_scratch *s)
 		same = socket_user(s, (long)sk) == socket_user(s, skb->sk);
 	bpf_sk_release(sk);
 	return same;
+}
+
+/*
+ * Whether a datagram is memcached's, and not of another user who opened a socket
+ * on the same port, as SO_REUSEADDR lets anybody do. Over TCP only one user can
+ * listen on an address and port: memcached's. If nobody does, or where the
+ * kernel has no BTF, it is believed.
+ *
+ * A socket that was found to be memcached's is believed until the next flush. It
+ * goes when memcached ends, and that is one.
+ */
+static __always_inline bool is_memcacheds(struct __sk_buff *skb,
+					  struct bmc_scratch *s)
+{
+	struct bmc_global *g = cache_global();
+	__u64 socket, epoch, place;
+
+	if (!g || !cfg.sk_uid)
+		return true;
+	epoch = READ_ONCE(g->word);
+	WRITE_ONCE(s->socket, (long)skb->sk);
+	socket = READ_ONCE(s->socket);
+	/* A socket takes some 1 KB. */
+	place = socket >> 10 & (BELIEVED - 1);
+	if (s->believed[place].socket == socket &&
+	    s->believed[place].epoch == epoch)
+		return true;
+	if (!is_listeners(skb, s))
+		return false;
+	s->believed[place].socket = socket;
+	s->believed[place].epoch = epoch;
+	return true;
 }
 
 /*
