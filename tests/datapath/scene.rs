@@ -3,6 +3,11 @@
 //! which the tests make and judge frames.
 
 use std::cell::Cell;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bmc::bench::net::cpus;
+use bmc::bench::net::pin;
 
 use crate::connection::Connection;
 use crate::fixture::Bmc;
@@ -59,7 +64,13 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
+    /// Keeps this thread on one of the CPUs, which have memories of their own: what
+    /// is remembered must not depend on where the kernel lets a test run.
     pub(crate) fn load(config: &Config) -> Option<Self> {
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+
+        let cpus = cpus().expect("there are some");
+        pin(&[cpus[TURN.fetch_add(1, Relaxed) % cpus.len()]]).expect("it is ours to use");
         Some(Self { bmc: Bmc::load(config)?, id: Cell::new(0x1200) })
     }
 
