@@ -191,7 +191,7 @@ fn memory_follows_the_sizes_that_are_asked_for() {
     let large =
         |nth: usize| scene.ask(&v4(), &format!("large-{nth}"), &vec![b'l'; 1000 + nth % 100]);
     let hits = || (0..4000).filter(|nth| large(*nth)).count();
-    for _ in 0..8 {
+    for _ in 0..30 {
         hits();
         scene.bmc.end_rest();
     }
