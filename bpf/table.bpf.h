@@ -96,20 +96,24 @@ static __always_inline __u32 socket_user(struct bmc_scratch *s, __u64 sk)
 	return user;
 }
 
-/* Whether the socket of a datagram belongs to the user who listens over TCP. */
+/*
+ * Whether the socket of a datagram belongs to the user who listens over TCP. If
+ * nobody does, it may be anybody's, of which something would stay until memcached
+ * is there.
+ */
 __noinline int is_listeners(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
-	int same = true;
+	int same = false;
 	__u32 size;
 
 	if (!s || !skb->sk)
-		return true;
+		return false;
 	size = tuple_of(&s->request.peers, 0, &tuple);
 	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
-		return true;
+		return false;
 	if (sk->state == TCP_LISTEN)
 		same = socket_user(s, (long)sk) == socket_user(s, skb->sk);
 	bpf_sk_release(sk);
@@ -119,8 +123,8 @@ __noinline int is_listeners(struct __sk_buff *skb, struct bmc_scratch *s)
 /*
  * Whether a datagram is memcached's, and not of another user who opened a socket
  * on the same port, as SO_REUSEADDR lets anybody do. Over TCP only one user can
- * listen on an address and port: memcached's. If nobody does, or where the
- * kernel has no BTF, it is believed.
+ * listen on an address and port: memcached's. Without the kernel's BTF everybody
+ * is believed.
  *
  * A socket that was found to be memcached's is believed until the next flush. It
  * goes when memcached ends, and that is one.

@@ -430,7 +430,11 @@ impl Problem {
             Self::OtherTcp(port) => {
                 format!("takes writes on TCP port {port} too, which would not be watched")
             }
-            Self::NoTcp => "has no TCP port, by which a restart would be noticed".into(),
+            Self::NoTcp => {
+                "has no TCP port, by which its replies are told from those of others, so \
+                            nothing will be cached"
+                    .into()
+            }
             Self::NoUdp => "does not listen on UDP, so nothing will be cached".into(),
             Self::OtherUdp(port) => {
                 format!("has UDP port {port}, whose requests will not be answered")
@@ -451,9 +455,7 @@ impl Problem {
             Self::Tls => "turn TLS off there, or do without bmc".into(),
             Self::Proxy => "attach where the memcacheds behind it are".into(),
             Self::OtherTcp(port) | Self::OtherUdp(port) => format!("add --port {port}"),
-            Self::NoTcp => {
-                "run bmc flush after each, or old values are served for up to --max-age".into()
-            }
+            Self::NoTcp => format!("start it with -p {port}"),
             Self::NoUdp => format!("start it with -U {port}"),
             Self::Password => "do without the password, or without bmc".into(),
             Self::Unknown => "make sure that it is no memcached with TLS".into(),

@@ -800,7 +800,7 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
         .expect("memcached can be started");
     let is_told = || {
         let said = bed.attach(&["--port", &own, "--replace"]);
-        said.contains("has no TCP port, by which a restart would be noticed")
+        said.contains("has no TCP port, by which its replies are told from those of others")
     };
     assert!(eventually(PATIENCE, is_told));
     child.kill().expect("our child");

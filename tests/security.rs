@@ -34,6 +34,7 @@ use std::time::Duration;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
+use nix::sys::signal::Signal;
 
 use common::Bmc;
 use common::Frames;
@@ -309,6 +310,20 @@ fn another_users_process_on_the_port_fills_nothing() {
             // But nothing of it stays, and memcached's own reply counts.
             bed.cache("k", b"true");
             assert_eq!(bed.bmc.total("fill_refusals.user"), 5, "{what}");
+
+            // Nor does anything while memcached is gone.
+            bed.memcached.signal(Signal::SIGKILL);
+            bed.memcached.wait();
+            let fills = bed.bmc.total("fills");
+            let forger = Forger::start(&bed.net, address, option).expect("it had the port before");
+            std::thread::sleep(Duration::from_millis(1100));
+            for _ in 0..3 {
+                assert_eq!(bed.udp.get("k").text, FORGED, "{what}");
+            }
+            assert_eq!(bed.bmc.total("fills"), fills, "{what}");
+            drop(forger);
+            bed.memcached = Memcached::start(&bed.net.server, &["-t", "2"]);
+            assert_eq!(bed.udp.get("k").text, b"END\r\n", "{what}");
         }
     }
 }
@@ -529,7 +544,7 @@ fn two_networks_share_nothing() {
     let before = beds[1].bmc.stats();
     beds[0].tcp.command("flush_all");
     beds[0].bmc.run(&["flush"]);
-    beds[0].memcached.signal(nix::sys::signal::Signal::SIGKILL);
+    beds[0].memcached.signal(Signal::SIGKILL);
     beds[0].memcached.wait();
     assert!(eventually(PATIENCE, || beds[0].bmc.total("memcached_gone") > 0));
     let after = beds[1].bmc.stats();
