@@ -608,7 +608,7 @@ static __always_inline bool flow_load(struct __sk_buff *skb,
 		return true;
 	}
 	barrier_var(part);
-	if (part && part < LINE_MAX) {
+	if (part < LINE_MAX) {
 		bpf_probe_read_kernel(s->window.bytes, part, line);
 		s->window.len = part;
 	}
@@ -621,11 +621,11 @@ static __always_inline __u32 flow_keep(struct bmc_scratch *s, __u8 *line)
 	__u64 part = s->walk.part;
 
 	barrier_var(part);
-	if (part && part < LINE_MAX)
+	if (part < LINE_MAX)
 		bpf_probe_read_kernel(line, part,
 				      s->window.bytes +
 					      (s->window.at & (WINDOW - 1)));
-	return part;
+	return s->walk.part;
 }
 
 /* Gets all of the text into the window, if it fits. */

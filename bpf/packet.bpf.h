@@ -64,7 +64,12 @@ static __always_inline bool is_memcached_port(__be16 port)
  * Offsets and lengths come as __u64 through barrier_var() before they are
  * checked: clang would otherwise check one copy, 32 bits wide, and use another
  * that the verifier takes for unbounded (clang 14 to 19, Linux 6.18).
+ *
+ * Older kernels lose what was checked of a variable that clang puts on the stack
+ * in between (6.1): bounded() says it again. `mask` is one less than a power of
+ * two, and not less than what was checked: nothing changes.
  */
+#define bounded(var, mask) asm volatile("%0 &= %1" : "+r"(var) : "i"(mask))
 
 /*
  * Whether bmc may answer this client: --allow. Never a group: nobody sends from
@@ -350,6 +355,7 @@ static __always_inline bool word_before(void *data, void *data_end, __u64 end,
 	barrier_var(at);
 	if (at > 2 * HEAD_MAX + TEXT_MAX)
 		return false;
+	bounded(at, 2047);
 	data += at;
 	if (data + 8 > data_end)
 		return false;
@@ -427,6 +433,7 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 	barrier_var(end);
 	if (from > HEAD_MAX + TEXT_MAX || end > HEAD_MAX + TEXT_MAX || from >= end)
 		return -COUNTER(pass_line);
+	bounded(from, 2047);
 	p = data + from;
 	for (__u32 i = 0; i < KEY_WORDS + 1; i++, p += 8) {
 		if ((void *)p + 8 <= data_end) {

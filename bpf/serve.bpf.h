@@ -112,8 +112,11 @@ static __always_inline void count_served(struct bmc_stats *st, __u32 keys)
 
 static __always_inline void count(struct bmc_stats *st, int counter)
 {
-	if (counter > 0 && counter < (int)(sizeof(*st) / sizeof(__u64)))
-		((__u64 *)st)[counter]++;
+	__u64 n = (__u32)counter;
+
+	barrier_var(n);
+	if (n < sizeof(*st) / sizeof(__u64))
+		((__u64 *)st)[n]++;
 }
 
 /* The frame in s->frame, `len` bytes from `start` on, into the packet. */
@@ -198,6 +201,16 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 	return XDP_TX;
 }
 
+/* The same for an skb. */
+static __always_inline bool tc_write(struct __sk_buff *skb, const __u8 *from,
+				     __u64 len)
+{
+	len--; /* see skb_load() */
+	barrier_var(len);
+	return len < HEAD_MAX + BMC_REPLY_MAX &&
+	       !bpf_skb_store_bytes(skb, 0, from, len + 1, BPF_F_RECOMPUTE_CSUM);
+}
+
 /*
  * The same from TC, which counts and notes what goes on. On return the action;
  * TC_ACT_UNSPEC with the skb as it came.
@@ -235,8 +248,7 @@ static __always_inline int serve_tc(struct __sk_buff *skb,
 			   !fits_device(skb, s, len) ||
 			   bpf_skb_change_tail(skb, len, 0)) {
 			st->pass_room++;
-		} else if (!bpf_skb_store_bytes(skb, 0, s->frame + start, len,
-						BPF_F_RECOMPUTE_CSUM)) {
+		} else if (tc_write(skb, s->frame + start, len)) {
 			count_served(st, keys);
 			st->tc_replies++;
 			return bpf_redirect(skb->ifindex, 0);

@@ -274,6 +274,7 @@ __noinline __s64 slot_fresh(__u32 c)
 
 	if (!pool || c >= BMC_CLASSES)
 		return -1;
+	bounded(c, BMC_CLASSES - 1);
 	class = &pool->classes[c];
 	units = class_units[c];
 	slots = class_slots(units);
@@ -486,6 +487,7 @@ __noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 
 	if (!pool || !hands || !choice || c >= BMC_CLASSES)
 		return -1;
+	bounded(c, BMC_CLASSES - 1);
 	hand = &hands->classes[c];
 	units = class_units[c];
 	slab = hand_slab(hand, &pool->classes[c], c, class_slots(units), &end);
