@@ -7,7 +7,7 @@
 #
 #   scripts/test-kernels.sh [KERNEL]... [-- TARGET...]
 #
-# runs all kernels, or those named (6.1, 6.12); all targets, or those named as
+# runs all kernels, or those named (6.1, 6.12); verifier and workers, or what is named as
 # `cargo test --test` does. Kernels are fetched once, into target/kernels/; remove
 # that to fetch the newest ones. What the tests print is there too.
 #
