@@ -419,8 +419,9 @@ fn replace_changes_mode_and_interfaces() {
     }
     for tc in [TCX, CLSACT] {
         let mut bed = Bed::new("modes", tc);
-        let ip = ["ip", "link", "add", "eth1.5", "type", "veth", "peer", "name", "eth2"];
-        run(bed.net.server.command(ip[0]).args(&ip[1..]));
+        bed.add_pair();
+        run(bed.net.server.command("ip").args(["link", "set", "eth1", "down"]));
+        run(bed.net.server.command("ip").args(["link", "set", "eth1", "name", "eth1.5", "up"]));
         bed.before = hooks(&bed.net);
         bed.attach(&[]);
         for mode in ["generic", "tc", "native"] {

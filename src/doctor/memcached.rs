@@ -201,7 +201,7 @@ impl Memcacheds {
             };
             findings.add(level, problem.what(), found.evidence(), remedy);
         }
-        let is_of_use = problems.iter().all(|problem| *problem == Problem::NoTcp);
+        let is_of_use = problems.is_empty();
         if found.heard == Heard::Nobody {
             findings.add(
                 Level::Note,
@@ -422,8 +422,7 @@ impl Memcached {
             "proxy": if has(Problem::Proxy) { Some(true) } else { self.setting("tcpport").map(|_| false) },
             "password": if has(Problem::Password) { Some(true) } else { self.setting("tcpport").map(|_| false) },
             "external_storage": (!self.counters.is_empty()).then(|| self.has_external_storage()),
-            "servable": self.heard != Heard::Nobody
-                && problems.iter().all(|problem| *problem == Problem::NoTcp),
+            "servable": self.heard != Heard::Nobody && problems.is_empty(),
         })
     }
 }
