@@ -35,6 +35,7 @@ use crate::attach;
 use crate::attach::Attached;
 use crate::cli;
 use crate::cli::Mode;
+use crate::cli::Steer;
 use crate::instance::Instance;
 use crate::memcached;
 use crate::message;
@@ -84,13 +85,14 @@ enum Side {
     /// Each worker of memcached has a UDP socket.
     Sockets,
     SocketsNative,
-    /// The same, chosen by the CPU.
+    /// The same, chosen by the client and by the CPU.
+    ByClient,
     ByCpu,
 }
 
 impl Side {
     /// In the order in which they are declared.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Without,
         Self::Native,
         Self::Tc,
@@ -98,6 +100,7 @@ impl Side {
         Self::Reflector,
         Self::Sockets,
         Self::SocketsNative,
+        Self::ByClient,
         Self::ByCpu,
     ];
 
@@ -109,6 +112,7 @@ impl Side {
                 Self::Native,
                 Self::Sockets,
                 Self::SocketsNative,
+                Self::ByClient,
                 Self::ByCpu,
             ];
         }
@@ -130,14 +134,16 @@ impl Side {
             Self::Reflector => "reflector",
             Self::Sockets => "sockets",
             Self::SocketsNative => "sockets-native",
+            Self::ByClient => "by-client",
             Self::ByCpu => "by-cpu",
         }
     }
 
     fn sockets(self) -> Sockets {
         match self {
-            Self::Sockets | Self::SocketsNative => Sockets::Own,
-            Self::ByCpu => Sockets::ByCpu,
+            Self::Sockets | Self::SocketsNative => Sockets::Own(Steer::Datagram),
+            Self::ByClient => Sockets::Own(Steer::Client),
+            Self::ByCpu => Sockets::Own(Steer::Cpu),
             _ => Sockets::Shared,
         }
     }
@@ -149,7 +155,7 @@ impl Side {
 
     fn mode(self) -> Option<Mode> {
         match self {
-            Self::Without | Self::Reflector | Self::Sockets | Self::ByCpu => None,
+            Self::Without | Self::Reflector | Self::Sockets | Self::ByClient | Self::ByCpu => None,
             Self::Native | Self::SocketsNative => Some(Mode::Native),
             Self::Tc => Some(Mode::Tc),
             Self::Generic => Some(Mode::Generic),

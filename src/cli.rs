@@ -409,6 +409,18 @@ pub struct Bench {
     pub memory: u64,
 }
 
+/// What chooses the worker that gets a datagram.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Steer {
+    /// Chance, for each anew: all get as much to do, however few the clients are
+    #[default]
+    Datagram,
+    /// The client's address and port: a client keeps to one worker
+    Client,
+    /// The CPU that received it: for a network card with a queue for each CPU
+    Cpu,
+}
+
 /// Arguments of `bmc memcached`.
 #[derive(Args, Debug)]
 pub struct Memcached {
@@ -416,11 +428,9 @@ pub struct Memcached {
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
 
-    /// Give each datagram to the worker of the CPU that received it, modulo the
-    /// workers, not to that of the client's address and port: for a network card
-    /// with a queue for each CPU
-    #[arg(long)]
-    pub by_cpu: bool,
+    /// What chooses the worker that gets a datagram
+    #[arg(long, value_name = "BY", value_enum, default_value_t)]
+    pub steer: Steer,
 
     /// Arguments for memcached, -U PORT among them
     #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]

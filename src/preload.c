@@ -6,29 +6,32 @@
  * memcached binds one UDP socket for each address and hands dup()s of it to the
  * workers: all of them wake for a datagram, and take turns at the lock of one
  * queue. Here the copy becomes a socket of its own, bound to the same address
- * with SO_REUSEPORT: the kernel spreads the clients over them, or the CPUs that
- * receive for them. The first one gets that option only after it was bound, so that
- * a port that is busy stays an error.
+ * with SO_REUSEPORT, and a program chooses one for each datagram. The first one gets
+ * that option only after it was bound, so that a port that is busy stays an error.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
-#include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static bool by_cpu;
+/* What is taken modulo the sockets to choose one; 0 to leave that to the kernel. */
+static unsigned int chooser;
 
 /* Reads what workers.rs says. Programs that memcached might start are not memcached. */
 __attribute__((constructor)) static void begin(void)
 {
-	const char *before = getenv("BMC_LD_PRELOAD");
+	const char *before = getenv("BMC_LD_PRELOAD"), *by = getenv("BMC_STEER");
 
-	by_cpu = getenv("BMC_BY_CPU");
-	unsetenv("BMC_BY_CPU");
+	if (by && !strcmp(by, "datagram"))
+		chooser = SKF_AD_OFF + SKF_AD_RANDOM;
+	else if (by && !strcmp(by, "cpu"))
+		chooser = SKF_AD_OFF + SKF_AD_CPU;
+	unsetenv("BMC_STEER");
 	if (before)
 		setenv("LD_PRELOAD", before, 1);
 	else
@@ -50,14 +53,14 @@ static int set(int fd, int level, int name, int value)
 }
 
 /*
- * Has a datagram go to the socket numbered like the CPU that received it, modulo
- * how many there are: the kernel numbers them in the order in which they were
- * bound (socket(7), SO_ATTACH_REUSEPORT_CBPF). It forgets the program before.
+ * Has so many sockets chosen from: the kernel numbers them in the order in which
+ * they were bound (socket(7), SO_ATTACH_REUSEPORT_CBPF). It forgets the program
+ * before.
  */
-static int choose_by_cpu(int fd, unsigned int sockets)
+static int choose(int fd, unsigned int sockets)
 {
 	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_CPU),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, chooser),
 		BPF_STMT(BPF_ALU | BPF_MOD | BPF_K, sockets),
 		BPF_STMT(BPF_RET | BPF_A, 0),
 	};
@@ -88,7 +91,7 @@ static int twin(int fd, int domain, const struct sockaddr *address, socklen_t le
 		option(fd, SOL_SOCKET, SO_SNDBUF) / 2) ||
 	    set(fd, SOL_SOCKET, SO_REUSEPORT, 1) ||
 	    set(copy, SOL_SOCKET, SO_REUSEPORT, 1) || bind(copy, address, len) ||
-	    (by_cpu && choose_by_cpu(fd, sockets + 1)) ||
+	    (chooser && choose(fd, sockets + 1)) ||
 	    fcntl(copy, F_SETFL, fcntl(fd, F_GETFL)) < 0) {
 		error = errno;
 		close(copy);

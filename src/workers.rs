@@ -27,6 +27,7 @@ use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
 
 use crate::cli;
+use crate::cli::Steer;
 use crate::memcached;
 use crate::message;
 
@@ -65,14 +66,14 @@ pub fn exec(args: &cli::Memcached) -> Result<Infallible> {
     }
 
     let mut command = Command::new(&binary);
-    let _library = preload(&mut command, args.by_cpu)?;
+    let _library = preload(&mut command, args.steer)?;
     let err = command.args(&args.args).exec();
     Err(err).with_context(|| format!("cannot run {}", binary.display()))
 }
 
-/// Has the library loaded into a memcached, `by_cpu` as on the command line. Until
-/// it was started, what is returned must live.
-pub fn preload(command: &mut Command, by_cpu: bool) -> Result<File> {
+/// Has the library loaded into a memcached. Until it was started, what is returned
+/// must live.
+pub fn preload(command: &mut Command, steer: Steer) -> Result<File> {
     let mut library =
         File::from(memfd_create(c"bmc-preload", MFdFlags::empty()).context("no memory")?);
     library.write_all(LIBRARY).context("no memory for the library")?;
@@ -82,9 +83,11 @@ pub fn preload(command: &mut Command, by_cpu: bool) -> Result<File> {
         preload.push(&before);
         command.env("BMC_LD_PRELOAD", before);
     }
-    if by_cpu {
-        command.env("BMC_BY_CPU", "1");
-    }
+    match steer {
+        Steer::Datagram => command.env("BMC_STEER", "datagram"),
+        Steer::Cpu => command.env("BMC_STEER", "cpu"),
+        Steer::Client => command, // as the kernel does
+    };
     command.env("LD_PRELOAD", preload);
     Ok(library)
 }

@@ -68,7 +68,7 @@ fn proves_what_it_reports() {
     assert!(report["machine"]["cpus"].as_u64() >= Some(1));
     assert_eq!(report["settings"]["rounds"], 1);
     let modes = ["without", "native", "tc", "generic", "reflector"];
-    let sockets = ["without", "native", "sockets", "sockets-native", "by-cpu"];
+    let sockets = ["without", "native", "sockets", "sockets-native", "by-client", "by-cpu"];
     for (case, sides) in [
         ("hits", &modes[..]),
         ("miss", &modes),
@@ -88,7 +88,8 @@ fn proves_what_it_reports() {
                 assert_eq!(names, ["p50", "p90", "p99", "p99.9", "max"]);
                 let values: Vec<_> = latency.values().map(Value::as_f64).collect();
                 assert!(values.is_sorted() && values[0] > Some(0.0), "{case}: {row}");
-                let is_bmc = !["without", "reflector", "sockets", "by-cpu"].contains(side);
+                let is_bmc =
+                    !["without", "reflector", "sockets", "by-client", "by-cpu"].contains(side);
                 let hits = row["hit_ratio"].as_f64().expect("a number");
                 if is_bmc && ["hits", "multi-4"].contains(&case) {
                     assert!(hits > 0.95, "{case}: {row}");
@@ -146,8 +147,17 @@ fn says_what_is_missing() {
 /// What a bench could leave on the machine: names of network namespaces and of
 /// devices, pins.
 fn traces() -> Vec<String> {
-    const DEVICES: [&str; 8] =
-        ["without", "native", "tc", "generic", "reflector", "sockets", "sockets-native", "by-cpu"];
+    const DEVICES: [&str; 8] = [
+        "without",
+        "native",
+        "tc",
+        "generic",
+        "reflector",
+        "sockets",
+        "sockets-native",
+        "by-client",
+        "by-cpu",
+    ];
 
     let mut all = Vec::new();
     for directory in ["/run/netns", "/sys/class/net", "/sys/fs/bpf/bmc"] {

@@ -24,6 +24,7 @@ use super::load;
 use super::net::Net;
 use super::net::PORT;
 use super::texts::Texts;
+use crate::cli::Steer;
 use crate::kernel;
 use crate::workers;
 
@@ -38,16 +39,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Sockets {
     /// By one socket for all.
     Shared,
-    /// By one each, which the client's address and port choose.
-    Own,
-    /// By one each, which the receiving CPU chooses.
-    ByCpu,
+    /// By one each.
+    Own(Steer),
 }
 
 impl Sockets {
     /// Where it listens: all of them can run at the same time.
     pub fn port(self) -> u16 {
-        PORT + self as u16
+        match self {
+            Self::Shared => PORT,
+            Self::Own(steer) => PORT + 1 + steer as u16,
+        }
     }
 }
 
@@ -72,9 +74,10 @@ impl Memcached {
         let mut command = Command::new(path);
         command.args(["-u", "root", "-p", &port, "-U", &port, "-t", &threads]).args(OPTIONS);
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let by_cpu = sockets == Sockets::ByCpu;
-        let is_plain = sockets == Sockets::Shared;
-        let library = (!is_plain).then(|| workers::preload(&mut command, by_cpu)).transpose()?;
+        let library = match sockets {
+            Sockets::Shared => None,
+            Sockets::Own(steer) => Some(workers::preload(&mut command, steer)?),
+        };
         let child = kernel::end_with_us(&mut command).spawn();
         drop(library);
         let mut child = child.with_context(|| format!("cannot run {}", path.display()))?;
