@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 8,
+	BMC_LAYOUT = 9,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -119,6 +119,7 @@ struct bmc_config {
 	__u64 max_age; /* --max-age, ns */
 	__u64 unknown_ttl; /* --unknown-ttl, ns */
 	__u64 wall; /* the time of day when the clock of the programs was 0, s */
+	__u64 tai; /* by which CLOCK_TAI is ahead of the time of day, s */
 	__u32 layout; /* BMC_LAYOUT of whoever made the maps */
 	__u32 buckets; /* of bmc_index */
 	__u32 slabs; /* of bmc_slabs */

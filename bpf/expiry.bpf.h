@@ -34,6 +34,19 @@ enum {
 	CLOCK_LAG = 2,
 };
 
+/*
+ * The time of day, for an absolute exptime. memcached goes by what it was when it
+ * started; if somebody has set the clock since bmc was attached, that may have been
+ * before or after: the later one is sure.
+ */
+static __always_inline __s64 expiry_day(__s64 now)
+{
+	__s64 day = bpf_ktime_get_tai_ns() / SECOND - cfg.tai;
+	__s64 old = now + cfg.wall;
+
+	return day > old ? day : old;
+}
+
 /* The second before which an item with this exptime is certainly there. */
 static __always_inline __u32 expiry_second(__s64 exptime)
 {
@@ -41,8 +54,9 @@ static __always_inline __u32 expiry_second(__s64 exptime)
 
 	if (!exptime)
 		return EXPIRY_NEVER;
-	end = exptime - CLOCK_LAG;
-	end += exptime > RELATIVE_MAX ? -(__s64)cfg.wall : now;
+	end = now + exptime - CLOCK_LAG;
+	if (exptime > RELATIVE_MAX)
+		end -= expiry_day(now);
 	if (end < 1 || exptime < 0)
 		return 1;
 	return end < EXPIRY_NEVER ? end : EXPIRY_NEVER - 1;

@@ -394,6 +394,7 @@ impl<'obj> Loading<'obj> {
             unknown_ttl: nanos(args.unknown_ttl)?,
             tick,
             wall: system::wall_clock()?,
+            tai: system::atomic_clock()?,
             layout: LAYOUT,
             buckets: self.layout.buckets,
             slabs: self.layout.slabs,

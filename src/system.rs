@@ -26,6 +26,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::BPF_FS_MAGIC;
 use nix::sys::statfs::SYSFS_MAGIC;
 use nix::sys::statfs::statfs;
+use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use nix::time::clock_getres;
 use nix::time::clock_gettime;
@@ -41,9 +42,20 @@ pub fn tick() -> Result<Duration> {
 
 /// The time of day, in seconds since 1970, when the monotonic clock was zero.
 pub fn wall_clock() -> Result<u64> {
-    let day = clock_gettime(ClockId::CLOCK_REALTIME).context("cannot ask for the time")?;
-    let mono = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot ask for the time")?;
-    Ok(u64::try_from(day.tv_sec() - mono.tv_sec())?)
+    ahead(ClockId::CLOCK_REALTIME, ClockId::CLOCK_MONOTONIC)
+}
+
+/// By how many seconds the International Atomic Time, as the kernel has it, is ahead
+/// of the time of day: 0 until somebody tells the kernel.
+pub fn atomic_clock() -> Result<u64> {
+    ahead(ClockId::CLOCK_TAI, ClockId::CLOCK_REALTIME)
+}
+
+/// By how many seconds, to the nearest one, a clock is ahead of another.
+fn ahead(clock: ClockId, other: ClockId) -> Result<u64> {
+    let now = |clock| clock_gettime(clock).context("cannot ask for the time");
+    let ahead = now(clock)? - now(other)? + TimeSpec::new(0, 500_000_000);
+    Ok(u64::try_from(ahead.tv_sec())?)
 }
 
 /// The number of the network namespace that this process is in.

@@ -4,6 +4,8 @@
 use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use crate::connection::Connection;
 use crate::fixture::Config;
@@ -235,4 +237,29 @@ fn a_delayed_flush_all_ends_entries_before_it() {
     check_life(&scene, "when it is due", "key", Life::None);
     until(8);
     check_life(&scene, "after it", "key", Full);
+}
+
+#[test]
+fn an_absolute_end_holds_whenever_the_clock_was_set() {
+    const HOUR: i64 = 3600;
+
+    for clock_set in [0, -HOUR, HOUR] {
+        let Some(scene) = Scene::load(&Config {
+            max_age: Duration::from_secs(MAX_AGE),
+            clock_set,
+            ..Config::default()
+        }) else {
+            return;
+        };
+        let mut tcp = scene.connect(&v4());
+        // Of a memcached that was started with the clock as it is now, or with the
+        // other one: the clock that is ahead.
+        let day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let end = day.saturating_add_signed(clock_set.max(0)) + 30;
+        tcp.exchange(format!("set key 0 {end} 1\r\nx\r\n"), "STORED\r\n");
+        scene.fill(&v4(), "key", 0, KEY_DATA);
+        let life = scene.bmc.life(b"key").unwrap();
+        // Less memcached's lag, and what was rounded.
+        assert!((25..=29).contains(&life.as_secs()), "set by {clock_set} s: {life:?}");
+    }
 }

@@ -34,6 +34,7 @@
 #define TIME 1000000000000ULL /* since boot, ns; it stands still */
 #define bpf_ktime_get_coarse_ns() TIME
 #define bpf_ktime_get_ns() TIME
+#define bpf_ktime_get_tai_ns() (TIME + (cfg.wall + cfg.tai) * SECOND)
 #define bpf_jiffies64() (TIME / 1000000)
 #define bpf_get_prandom_u32() 0
 #define bpf_spin_lock(lock) ((void)(lock))
