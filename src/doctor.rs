@@ -10,6 +10,7 @@ mod host;
 mod interface;
 mod memcached;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::io::IsTerminal as _;
@@ -145,17 +146,16 @@ impl<'a> Patient<'a> {
         Self { name, bmc: bmc(name), own, is_elsewhere, is_hidden: lock.is_err() }
     }
 
-    /// The command that attaches it to these interfaces, and again to its own; when
-    /// to do so, if not always.
-    fn attach(&self, interfaces: &[String], when: Option<&str>) -> String {
+    /// The command that attaches it to these interfaces and to its own, with what there
+    /// is to say of it.
+    fn attach(&self, interfaces: &[String], comment: Option<&str>) -> String {
         let own = self.own.iter().flat_map(|own| own.interfaces().unwrap_or_default());
         let is_there = |name: &String| system::index_of(name).is_ok();
-        let mut names: Vec<_> = own.map(|interface| interface.name).filter(is_there).collect();
-        names.extend(
-            interfaces.iter().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>(),
-        );
-        let mut command = format!("{} attach {}", self.bmc, names.join(" "));
-        let mut comments = Vec::from_iter(when);
+        let names = own.map(|interface| interface.name).filter(is_there);
+        let names: BTreeSet<_> = names.chain(interfaces.iter().cloned()).collect();
+        let names = Vec::from_iter(names).join(" ");
+        let mut command = format!("{} attach {names}", self.bmc);
+        let mut comments = Vec::from_iter(comment);
         if self.own.is_some() {
             command += " --replace";
             comments.push("with the options that it was attached with");

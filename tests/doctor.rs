@@ -148,6 +148,12 @@ impl Bed {
         assert!(attach.status.success(), "{}", String::from_utf8_lossy(&attach.stderr));
     }
 
+    /// Whether Linux tells what drivers can.
+    fn tells_features(&self) -> bool {
+        let eth0 = || kernel::xdp(system::index_of(Net::DEVICE).expect("there is one"));
+        self.net.server.within(eth0).expect("it has such an interface").features != 0
+    }
+
     /// Whether the kernel can make what this makes.
     fn can(&self, script: &str) -> bool {
         let output = self.net.server.command("sh").args(["-ec", script]).output();
@@ -317,8 +323,7 @@ fn a_veth_that_loses_replies_blocks_and_one_that_attach_copes_with_does_not() {
         return;
     }
     let bed = Bed::new("doctor-veth");
-    let eth0 = || kernel::xdp(system::index_of(Net::DEVICE).expect("there is one"));
-    if bed.net.server.within(eth0).expect("the kernel tells").features == 0 {
+    if !bed.tells_features() {
         let _ = writeln!(std::io::stderr(), "skipped in doctor: Linux does not tell of veths");
         return;
     }
@@ -357,7 +362,9 @@ fn a_real_bond_with_a_part_and_a_real_vlan_are_seen_as_what_they_are() {
         bed.sh("ip link set v0 up; ip link set v0.5 up");
         let said = bed.doctor(&["v0.5"]);
         said.expect("note", "v0.5", "is a vlan on v0", "attach v0   # without v0.5");
-        said.expect("note", "v0.5", "its driver has no native XDP", "attach v0   # which");
+        if bed.tells_features() {
+            said.expect("note", "v0.5", "its driver has no native XDP", "attach v0   # which");
+        }
         assert_eq!(said.json["interfaces"][0]["lower"], "v0");
         let said = bed.doctor(&["v0"]);
         assert!(said.find("is a v").is_none(), "{said:?}");
@@ -372,13 +379,14 @@ fn a_real_bond_with_a_part_and_a_real_vlan_are_seen_as_what_they_are() {
         let said = bed.doctor(&["bond0"]);
         said.expect("note", "bond0", "is made of v0", "attach bond0   # without v0");
         assert_eq!(said.json["interfaces"][0]["members"][0], "v0");
-        let has_xdp = said.find("its driver has native XDP").is_some();
-        let level = if has_xdp { "blocker" } else { "warning" };
+        // Where Linux does not tell, a veth is attached as tc.
+        let is_tried = said.find("its driver has native XDP").is_some();
+        let level = if is_tried { "blocker" } else { "warning" };
         let both = "is part of the bond bond0, which is named too";
         bed.doctor(&["bond0", "v0"]).expect(level, "v0", both, "attach bond0   # without v0");
         bed.attach(&["bond0"]);
         let mode = bed.doctor(&["bond0"]).json["interfaces"][0]["attached"].clone();
-        if mode == "native" {
+        if is_tried && mode == "native" {
             // What is said of the part is so.
             let other = format!("{}-part", bed.net.instance());
             let mut command = bed.net.server.command(BMC);

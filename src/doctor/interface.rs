@@ -410,6 +410,12 @@ impl Interface {
         !self.tells_features || self.has_feature(Xdp::BASIC)
     }
 
+    /// Whether `--mode auto` will try it.
+    fn tries_xdp(&self) -> bool {
+        let drops = self.xdp.as_ref().map(|xdp| xdp.drops_replies(self.link.kind.as_deref()));
+        self.may_have_xdp() && drops == Some(Some(false))
+    }
+
     fn has_feature(&self, feature: u64) -> bool {
         self.xdp.as_ref().is_some_and(|xdp| xdp.features & feature != 0)
     }
@@ -561,7 +567,7 @@ impl Interface {
         if let Some(Master { name: master, is_named, may_have_xdp }) = &self.master {
             let part_of = part_of.as_deref().unwrap_or_default();
             let (level, so) = match is_named {
-                true if *may_have_xdp && self.may_have_xdp() => (
+                true if *may_have_xdp && self.tries_xdp() => (
                     Level::Blocker,
                     ", which is named too: only one of them can have native XDP, and what comes by \
                      twice empties the cache",
@@ -599,7 +605,7 @@ impl Interface {
         }
         // Of interfaces that nobody has named, few are meant.
         if let (Some((above, is_ours)), true, None) =
-            (&self.xdp_above, self.is_named && self.may_have_xdp(), &self.attached)
+            (&self.xdp_above, self.is_named && self.tries_xdp(), &self.attached)
         {
             findings.add(
                 Level::Blocker,
@@ -950,6 +956,8 @@ mod tests {
         says(Blocker, cannot, tc, above(false));
         // Nobody means this one, or it is attached as it can be.
         assert_eq!(said(|i| (above(true)(i), i.is_named = false).1), []);
+        let deaf = said(|i| (above(true)(i), i.link.kind = Some("veth".into())).1);
+        assert!(deaf.iter().all(|finding| finding.level < Blocker), "{deaf:?}");
         assert_eq!(said(|i| (above(true)(i), i.attached = Some(("tc".into(), State::Up))).1), []);
 
         let both = |may_have_xdp| {
