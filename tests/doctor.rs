@@ -164,6 +164,18 @@ impl Bed {
         is_made
     }
 
+    /// What is said of an interface, below one that bmc is attached to, is so.
+    #[track_caller]
+    fn assert_in_the_way(&self, name: &str) {
+        let other = format!("{}-other", self.net.instance());
+        let mut command = self.net.server.command(BMC);
+        command.args(["--instance", &other, "attach", name, "--memory", "16M"]);
+        let output = command.output().expect("bmc can be run");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(FAILED), "{errors}");
+        assert!(errors.contains("another XDP program"), "{errors}");
+    }
+
     /// What is said of an interface; once its remedy was run, no longer.
     #[track_caller]
     fn mends(&self, name: &str, level: &str, what: &str, remedy: &str) {
@@ -387,11 +399,7 @@ fn a_real_bond_with_a_part_and_a_real_vlan_are_seen_as_what_they_are() {
         bed.attach(&["bond0"]);
         let mode = bed.doctor(&["bond0"]).json["interfaces"][0]["attached"].clone();
         if is_tried && mode == "native" {
-            // What is said of the part is so.
-            let other = format!("{}-part", bed.net.instance());
-            let mut command = bed.net.server.command(BMC);
-            command.args(["--instance", &other, "attach", "v0", "--memory", "16M"]);
-            assert_eq!(command.status().expect("bmc can be run").code(), Some(FAILED));
+            bed.assert_in_the_way("v0");
             let above = "cannot have XDP while bond0, which is above it, has an XDP program";
             let said = bed.doctor(&["v0"]);
             said.expect("blocker", "v0", above, "doctor bond0   # instead");
@@ -421,6 +429,17 @@ fn what_an_interface_is_a_part_of_is_told() {
     let said = bed.doctor(&[]);
     assert_eq!(said.json["interfaces"].as_array().map(Vec::len), Some(4));
     assert!(said.find("which is named too").is_none(), "{said:?}");
+
+    // The kernel wants no XDP below another's.
+    bed.sh("ethtool -K v1 gro on");
+    if bed.tells_features() {
+        bed.attach(&["br0", "--mode", "generic"]);
+        let above = "cannot have XDP while br0, which is above it, has an XDP program";
+        bed.doctor(&["v0"]).expect("blocker", "v0", above, "doctor br0   # instead");
+        assert!(bed.doctor(&[]).find(above).is_none(), "nobody means it");
+        bed.assert_in_the_way("v0");
+        bed.bmc(&["detach"]);
+    }
 
     bed.sh("ip link set v0 nomaster");
     if bed.can("ip link add m0 link v0 type macvlan; ip link set m0 up") {
@@ -486,30 +505,30 @@ fn programs_of_others_are_named() {
     run(bed.net.client.command("sh").args(["-ec", &remedy]));
     assert!(bed.doctor_in(&bed.net.client, &["eth0"]).find(conflict).is_none());
 
-    let links = bed.net.server.within(|| {
-        let mut object = MaybeUninit::uninit();
-        let skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
-        let skel = skel.load().expect("the programs load");
-        let index = system::index_of("eth0").expect("there is one");
-        let xdp = Xdp::new(skel.progs.bmc_rx.as_fd());
-        xdp.attach(index, XdpFlags::SKB_MODE).expect("every interface has generic XDP");
-        bed.mends("eth0", "blocker", conflict, "ip link set dev eth0 xdpgeneric off");
-        xdp.attach(index, XdpFlags::DRV_MODE).expect("a veth has XDP");
-        [kernel::LinkType::TcxIngress, kernel::LinkType::TcxEgress].map(|side| {
-            let link = kernel::link_create(skel.progs.bmc_rx_tc.as_fd(), index, side);
-            link.expect("the kernel has tcx")
+    let xdp = |flags| {
+        bed.net.server.within(|| {
+            let mut object = MaybeUninit::uninit();
+            let skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
+            let skel = skel.load().expect("the programs load");
+            let index = system::index_of("eth0").expect("there is one");
+            let xdp = Xdp::new(skel.progs.bmc_rx.as_fd());
+            xdp.attach(index, flags).expect("a veth has XDP");
+            [kernel::LinkType::TcxIngress, kernel::LinkType::TcxEgress].map(|side| {
+                let link = kernel::link_create(skel.progs.bmc_rx_tc.as_fd(), index, side);
+                link.expect("the kernel has tcx")
+            })
         })
-    });
-    let said = bed.doctor(&["eth0"]);
-    let says = |carrier: &str, side: &str, so: &str| {
-        let what = said.findings().iter().map(|finding| text(finding, "what"));
-        let mut what = what.filter(|what| what.contains(&format!("has the {carrier} ")));
-        assert!(what.any(|what| what.contains(&format!("at {side}: {so}"))), "{said:?}");
     };
-    said.expect("note", "eth0", "has the tcx bmc_rx_tc (id ", "bpftool net show dev eth0");
-    says("tcx", "ingress", "what bmc answers does not get there");
-    says("tcx", "egress", "it runs before bmc there: unless it returns TCX_NEXT");
-    said.expect("warning", "eth0", "it runs before bmc there", "stats   # get_replies stays 0");
+    drop(xdp(XdpFlags::SKB_MODE));
+    bed.mends("eth0", "blocker", conflict, "ip link set dev eth0 xdpgeneric off");
+    let links = xdp(XdpFlags::DRV_MODE);
+    let said = bed.doctor(&["eth0"]);
+    let (first, last) = ("it runs before bmc there: unless it", "what bmc answers does not get");
+    let says = |said: &Said, level: &str, at: &str, so: &str, remedy: &str| {
+        said.expect(level, "eth0", &format!(" at {at}: {so}"), remedy);
+    };
+    says(&said, "note", "ingress", last, "bpftool net show dev eth0");
+    says(&said, "warning", "egress", first, "stats   # get_replies stays 0");
     let sides: Vec<_> =
         said.json["interfaces"][0]["tc_programs"].as_array().expect("a list").clone();
     let sides: Vec<_> = sides.iter().map(|program| &program["side"]).collect();
@@ -523,8 +542,17 @@ fn programs_of_others_are_named() {
     // Where bmc is attached, it is the order that counts.
     bed.attach(&["eth0"]);
     let said = bed.doctor(&["eth0"]);
-    said.expect("note", "eth0", "at ingress: what bmc answers", "bpftool net show dev eth0");
-    said.expect("warning", "eth0", "at egress: it runs before bmc there", "stats ");
+    says(&said, "note", "ingress", last, "bpftool");
+    says(&said, "warning", "egress", first, "stats");
+    drop(links);
+    bed.bmc(&["detach"]);
+    bed.attach(&["eth0", "--mode", "tc"]);
+    let links = xdp(XdpFlags::DRV_MODE);
+    let said = bed.doctor(&["eth0"]);
+    says(&said, "warning", "ingress", first, "stats");
+    says(&said, "note", "egress", last, "bpftool");
+    // As tc it works beside the other's XDP.
+    bed.mends("eth0", "note", conflict, "ip link set dev eth0 xdpdrv off");
     bed.bmc(&["detach"]);
     drop(links);
 
