@@ -24,6 +24,7 @@ use terminal_size::Width;
 use terminal_size::terminal_size_of;
 
 use crate::instance::Instance;
+use crate::instance::Interface;
 use crate::instance::Lock;
 use crate::system;
 
@@ -132,6 +133,8 @@ struct Patient<'a> {
     bmc: String,
     /// It, if it is attached in this network namespace.
     own: Option<Instance>,
+    /// What it is attached to then.
+    attached: Vec<Interface>,
     /// Whether it is attached in another one.
     is_elsewhere: bool,
     /// Whether instances could not be looked at.
@@ -143,16 +146,16 @@ impl<'a> Patient<'a> {
         let found = matches!(lock, Ok(Some(_))).then(|| Instance::find(name).ok()).flatten();
         let is_elsewhere = found.as_ref().is_some_and(|found| !found.dir.is_here());
         let own = found.filter(|_| !is_elsewhere);
-        Self { name, bmc: bmc(name), own, is_elsewhere, is_hidden: lock.is_err() }
+        let attached = own.as_ref().and_then(|own| own.interfaces().ok()).unwrap_or_default();
+        Self { name, bmc: bmc(name), own, attached, is_elsewhere, is_hidden: lock.is_err() }
     }
 
     /// The command that attaches it to these interfaces and to its own, with what there
     /// is to say of it.
     fn attach(&self, interfaces: &[String], comment: Option<&str>) -> String {
-        let own = self.own.iter().flat_map(|own| own.interfaces().unwrap_or_default());
-        let is_there = |name: &String| system::index_of(name).is_ok();
-        let names = own.map(|interface| interface.name).filter(is_there);
-        let names: BTreeSet<_> = names.chain(interfaces.iter().cloned()).collect();
+        let own = self.attached.iter().map(|interface| &interface.name[..]);
+        let own = own.filter(|name| system::index_of(name).is_ok());
+        let names: BTreeSet<_> = own.chain(interfaces.iter().map(String::as_str)).collect();
         let names = Vec::from_iter(names).join(" ");
         let mut command = format!("{} attach {names}", self.bmc);
         let mut comments = Vec::from_iter(comment);

@@ -99,7 +99,7 @@ struct Interface {
     channels: Option<Channels>,
     cpus: u32,
     /// The mode of what is attached under our name, and its state.
-    attached: Option<(String, State)>,
+    attached: Option<(&'static str, State)>,
     conflict: Option<Conflict>,
     /// Whether what is attached under our name would be moved here.
     is_wanted: bool,
@@ -189,9 +189,8 @@ impl Interfaces {
             .map(|link| Interface::read(link, &links, &named, &ours, patient))
             .collect();
         let own = patient.own.as_ref();
-        let attached = own.and_then(|own| own.interfaces().ok()).unwrap_or_default();
         let mut others = if named.is_empty() { Vec::new() } else { others(&named, &links) };
-        others.retain(|name| !attached.iter().any(|interface| interface.name == *name));
+        others.retain(|name| !patient.attached.iter().any(|attached| attached.name == *name));
         let mut wanted: Vec<_> =
             found.iter().map(|interface| interface.link.name.clone()).collect();
         wanted.extend(others.iter().cloned());
@@ -353,10 +352,8 @@ impl Interface {
     fn read_programs(&mut self, ours: &BTreeSet<u32>, patient: &Patient<'_>) {
         let Link { name, index, .. } = &self.link;
         let own = patient.own.as_ref();
-        self.attached = own.and_then(|own| {
-            let attached = own.interfaces().ok()?.into_iter().find(|i| i.name == *name)?;
-            Some((attached.mode.to_string(), attached.state))
-        });
+        let attached = patient.attached.iter().find(|attached| attached.name == *name);
+        self.attached = attached.map(|attached| (attached.mode, attached.state));
         self.is_wanted = own.is_some() && self.is_named;
         let device = Device::new(name.clone(), *index);
         self.conflict = [Place::Ingress, Place::Native]
@@ -509,7 +506,7 @@ impl Interface {
             Some(false) => return,
             drops => drops.is_some(),
         };
-        let is_native = self.attached.as_ref().is_some_and(|(mode, _)| mode == "native");
+        let is_native = self.attached.as_ref().is_some_and(|(mode, _)| *mode == "native");
         let (does, evidence) = if drops {
             ("drops", "netdev xdp-features: no ndo-xmit, of a veth")
         } else {
@@ -883,7 +880,7 @@ mod tests {
             i.master = Some(Master { name: "bond0".into(), ..Default::default() });
         });
         says(Warning, "bmc is attached, but gone", "bmc attach eth0 --replace", |i| {
-            i.attached = Some(("tc".into(), State::Gone));
+            i.attached = Some(("tc", State::Gone));
         });
     }
 
@@ -911,7 +908,7 @@ mod tests {
             let mut veth = good();
             veth.link.kind = Some("veth".into());
             veth.xdp = Some(Xdp { features, ..Default::default() });
-            veth.attached = (!mode.is_empty()).then(|| (mode.into(), State::Up));
+            veth.attached = (!mode.is_empty()).then_some((mode, State::Up));
             let mut findings = Findings::about("eth0");
             veth.judge_veth(&mut findings);
             let [found] = &findings.all[..] else { panic!("{:?}", findings.all) };
@@ -958,7 +955,7 @@ mod tests {
         assert_eq!(said(|i| (above(true)(i), i.is_named = false).1), []);
         let deaf = said(|i| (above(true)(i), i.link.kind = Some("veth".into())).1);
         assert!(deaf.iter().all(|finding| finding.level < Blocker), "{deaf:?}");
-        assert_eq!(said(|i| (above(true)(i), i.attached = Some(("tc".into(), State::Up))).1), []);
+        assert_eq!(said(|i| (above(true)(i), i.attached = Some(("tc", State::Up))).1), []);
 
         let both = |may_have_xdp| {
             move |i: &mut Interface| {
