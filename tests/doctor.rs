@@ -593,10 +593,14 @@ fn instances_of_bmc_are_known() {
     };
     let has = format!("already has bmc's instance {}", bed.net.instance());
     let ours = format!("bmc --instance {}", bed.net.instance());
+    bed.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
+    let memcached = Process::memcached(&bed, &["-U", "11211"]);
     let said = Said::of(&mut other(&["doctor", "eth0", "--json"]));
     said.expect("note", "eth0", &has, &format!("{ours} doctor eth0"));
+    said.expect("note", "memcached", "counts only what bmc", &format!("{ours} stats"));
+    assert!(said.find("is not seen").is_none(), "{said:?}");
     said.assert_code();
-    bed.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
+    drop(memcached);
     run(&mut other(&["attach", "v0", "--memory", "16M"]));
     let said = Said::of(&mut other(&["doctor", "eth0", "--json"]));
     said.expect("blocker", "eth0", &has, &format!("{ours} detach eth0"));

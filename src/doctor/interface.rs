@@ -189,7 +189,13 @@ impl Interfaces {
             .map(|link| Interface::read(link, &links, &named, &ours, patient))
             .collect();
         let own = patient.own.as_ref();
-        let mut others = if named.is_empty() { Vec::new() } else { others(&named, &links) };
+        // To whoever has another instance there, that is for its doctor to tell.
+        let is_anothers = |i: &Interface| matches!(i.conflict, Some(Conflict::Instance(_)));
+        let mut others = if named.is_empty() || found.iter().any(is_anothers) {
+            Vec::new()
+        } else {
+            others(&named, &links)
+        };
         others.retain(|name| !patient.attached.iter().any(|attached| attached.name == *name));
         let mut wanted: Vec<_> =
             found.iter().map(|interface| interface.link.name.clone()).collect();

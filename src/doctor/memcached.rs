@@ -25,6 +25,7 @@ use super::Finding;
 use super::Findings;
 use super::Level;
 use super::Patient;
+use super::bmc;
 use crate::cli;
 use crate::instance;
 use crate::instance::ports;
@@ -50,8 +51,8 @@ pub(super) struct Memcacheds {
     hidden: Vec<i32>,
     /// The ports that are watched, or that `bmc attach` watches without `--port`.
     watched: Vec<u16>,
-    /// Those that any instance watches here.
-    answered: Vec<u16>,
+    /// Those that each instance watches here, and how a command about it starts.
+    answered: Vec<(String, Vec<u16>)>,
     /// UDP datagrams that came to this network namespace, for anybody.
     datagrams: Option<u64>,
 }
@@ -267,12 +268,12 @@ impl Memcacheds {
                 found.restart("bmc memcached --", ""),
             );
         }
-        if found.is_at(&self.answered) {
+        if let Some((bmc, _)) = self.answered.iter().find(|(_, ports)| found.is_at(ports)) {
             findings.add(
                 Level::Note,
                 "counts only what bmc does not answer",
                 found.evidence(),
-                format!("{} stats   # counts what it answers", self.bmc),
+                format!("{bmc} stats   # counts what it answers"),
             );
         } else {
             self.judge_gain(found, findings);
@@ -486,11 +487,12 @@ fn quoted(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
-/// The ports that instances watch in this network namespace.
-fn answered() -> Vec<u16> {
+/// See [`Memcacheds::answered`].
+fn answered() -> Vec<(String, Vec<u16>)> {
     let all = instance::others("").unwrap_or_default();
     let here = all.iter().filter(|instance| instance.dir.is_here());
-    here.filter_map(|instance| instance.config().ok()).flat_map(|config| ports(&config)).collect()
+    here.filter_map(|instance| Some((bmc(&instance.name), ports(&instance.config().ok()?))))
+        .collect()
 }
 
 /// UDP datagrams that were received in this network namespace, IPv4 and IPv6.
@@ -610,7 +612,7 @@ mod tests {
         all.found[0].counters = counters.map(|(k, v)| (k.into(), v.into())).into();
         let says = |all: &Memcacheds, what| all.judge().iter().any(|f| f.what.contains(what));
         assert!(says(&all, "found 0 %") && !says(&all, "counts only"));
-        all.answered = vec![21977];
+        all.answered = vec![("bmc".into(), vec![21977])];
         assert!(!says(&all, "found 0 %") && says(&all, "counts only"));
     }
 }
