@@ -45,6 +45,7 @@ use crate::instance::NotAttached;
 use crate::instance::WATCH;
 use crate::kernel;
 use crate::kernel::Xdp;
+use crate::kernel::XdpProgram;
 use crate::layout::LAYOUT;
 use crate::layout::Layout;
 use crate::layout::map_bytes;
@@ -205,19 +206,17 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// Whether native XDP would answer and nobody would hear it: the peer of a veth takes
-/// what XDP sends only if it has XDP or GRO itself. Linux tells from 6.3 on; None where
-/// it does not.
+/// See [`Xdp::drops_replies`].
 fn drops_replies(device: &Device) -> Result<Option<bool>> {
     let links = netlink::links().context("cannot list the network interfaces")?;
-    let is_it = |link: &netlink::Link| link.index == device.index;
-    let is_veth = |link: netlink::Link| link.kind.as_deref() == Some("veth");
-    if !links.into_iter().find(is_it).is_some_and(is_veth) {
-        return Ok(Some(false));
-    }
-    let xdp = kernel::xdp(device.index)
-        .with_context(|| format!("cannot ask for the XDP programs of {}", device.first_name))?;
-    Ok((xdp.features != 0).then_some(xdp.features & Xdp::TRANSMIT == 0))
+    let link = links.into_iter().find(|link| link.index == device.index);
+    let kind = link.and_then(|link| link.kind);
+    Ok(xdp(device)?.drops_replies(kind.as_deref()))
+}
+
+fn xdp(device: &Device) -> Result<Xdp> {
+    kernel::xdp(device.index)
+        .with_context(|| format!("cannot ask for the XDP programs of {}", device.first_name))
 }
 
 /// Fails if another instance or a foreign XDP program is where we want to be.
@@ -236,8 +235,8 @@ pub enum Conflict {
     Instance(String),
     /// Somebody else's XDP program, which bmc does not replace.
     Program {
-        /// Its number.
-        id: u32,
+        /// Its number and mode.
+        program: XdpProgram,
         /// Its name; none if we may not ask for it.
         name: Option<String>,
     },
@@ -256,8 +255,8 @@ impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Instance(name) => write!(f, "already has bmc's instance {name}"),
-            Self::Program { id, name } => {
-                let name = name.as_deref().unwrap_or("of unknown name");
+            Self::Program { program, name } => {
+                let (name, id) = (name.as_deref().unwrap_or("of unknown name"), program.id);
                 write!(
                     f,
                     "already has the XDP program {name} (id {id}), which bmc does not replace"
@@ -300,11 +299,8 @@ pub fn conflict(
             .collect(),
         None => Vec::new(),
     };
-    let programs = kernel::xdp(device.index)
-        .with_context(|| format!("cannot ask for the XDP programs of {}", device.first_name))?
-        .programs;
-    let foreign = programs.into_iter().find(|id| !ours.contains(id));
-    Ok(foreign.map(|id| Conflict::Program { id, name: kernel::prog_name(id) }))
+    let foreign = xdp(device)?.programs.into_iter().find(|program| !ours.contains(&program.id));
+    Ok(foreign.map(|program| Conflict::Program { program, name: kernel::prog_name(program.id) }))
 }
 
 /// Rather fails than have the kernel kill somebody for memory.

@@ -10,6 +10,7 @@ mod host;
 mod interface;
 mod memcached;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::io::IsTerminal as _;
@@ -23,7 +24,9 @@ use terminal_size::Width;
 use terminal_size::terminal_size_of;
 
 use crate::instance::Instance;
+use crate::instance::Interface;
 use crate::instance::Lock;
+use crate::system;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +126,52 @@ impl Findings {
     }
 }
 
+/// The instance that is asked about.
+struct Patient<'a> {
+    name: &'a str,
+    /// How a command about it starts.
+    bmc: String,
+    /// It, if it is attached in this network namespace.
+    own: Option<Instance>,
+    /// What it is attached to then.
+    attached: Vec<Interface>,
+    /// Whether it is attached in another one.
+    is_elsewhere: bool,
+    /// Whether instances could not be looked at.
+    is_hidden: bool,
+}
+
+impl<'a> Patient<'a> {
+    fn new(name: &'a str, lock: &Result<Option<Lock>>) -> Self {
+        let found = matches!(lock, Ok(Some(_))).then(|| Instance::find(name).ok()).flatten();
+        let is_elsewhere = found.as_ref().is_some_and(|found| !found.dir.is_here());
+        let own = found.filter(|_| !is_elsewhere);
+        let attached = own.as_ref().and_then(|own| own.interfaces().ok()).unwrap_or_default();
+        Self { name, bmc: bmc(name), own, attached, is_elsewhere, is_hidden: lock.is_err() }
+    }
+
+    /// The command that attaches it to these interfaces and to its own, with what there
+    /// is to say of it.
+    fn attach(&self, interfaces: &[String], comment: Option<&str>) -> String {
+        let own = self.attached.iter().map(|interface| &interface.name[..]);
+        let own = own.filter(|name| system::index_of(name).is_ok());
+        let names: BTreeSet<_> = own.chain(interfaces.iter().map(String::as_str)).collect();
+        let names = Vec::from_iter(names).join(" ");
+        let mut command = format!("{} attach {names}", self.bmc);
+        let mut comments = Vec::from_iter(comment);
+        if self.own.is_some() {
+            command += " --replace";
+            comments.push("with the options that it was attached with");
+        }
+        format!("{command}   # {}", comments.join("; "))
+    }
+}
+
+/// How a command about an instance starts.
+fn bmc(instance: &str) -> String {
+    if instance == "default" { "bmc".into() } else { format!("bmc --instance {instance}") }
+}
+
 /// Looks at everything and says what it found.
 ///
 /// # Errors
@@ -136,15 +185,15 @@ pub fn run(
 ) -> Result<()> {
     // Held, so that no verb is at work meanwhile. Not for everybody to have.
     let lock = Lock::shared();
-    let is_hidden = lock.is_err();
-    let own = matches!(lock, Ok(Some(_))).then(|| Instance::find(instance).ok()).flatten();
+    let patient = Patient::new(instance, &lock);
 
-    let host = host::Host::read();
-    let interfaces = interface::Interfaces::read(interfaces, instance, own.as_ref(), is_hidden);
-    let memcacheds = memcached::Memcacheds::read();
+    let host = host::Host::read(&patient);
+    let interfaces = interface::Interfaces::read(interfaces, &patient);
+    let memcacheds = memcached::Memcacheds::read(&patient);
     drop(lock);
 
-    let findings = [host.judge(), interfaces.judge(), memcacheds.judge()].concat();
+    let everywhere = memcacheds.listen_everywhere();
+    let findings = [host.judge(), interfaces.judge(everywhere), memcacheds.judge()].concat();
     if as_json {
         let object = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -199,10 +248,8 @@ fn text(findings: &[Finding], width: Option<usize>, has_colour: bool) -> String 
             text += &wrapped(&format!("-> {remedy}"), width, column + 3);
         }
     }
-    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
-    let [blockers, warnings, notes] =
-        [Level::Blocker, Level::Warning, Level::Note].map(|level| (count(level), level));
-    let counts = [blockers, warnings, notes].map(|(count, level)| {
+    let counts = [Level::Blocker, Level::Warning, Level::Note].map(|level| {
+        let count = findings.iter().filter(|finding| finding.level == level).count();
         let plural = if count == 1 { "" } else { "s" };
         format!("{count} {level}{plural}")
     });

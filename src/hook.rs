@@ -293,7 +293,8 @@ impl Hook {
             (Carrier::Filter, _) => self.filter_program(owner).is_some(),
             (Carrier::Link, Place::Native | Place::Generic) => {
                 let programs = kernel::xdp(index).unwrap_or_default().programs;
-                self.link(dir).is_ok_and(|(_, info)| programs.contains(&info.prog_id))
+                let runs = |id| programs.iter().any(|program| program.id == id);
+                self.link(dir).is_ok_and(|(_, info)| runs(info.prog_id))
             }
             (Carrier::Link, _) => {
                 let tcx = kernel::tcx(index, self.place.link_type()).unwrap_or_default();

@@ -39,11 +39,14 @@ use anyhow::bail;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
+use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::fcntl::Flock;
 use nix::fcntl::FlockArg;
 use nix::fcntl::RenameFlags;
 use nix::fcntl::renameat2;
+use nix::unistd::AccessFlags;
+use nix::unistd::eaccess;
 
 use crate::hook::Carrier;
 use crate::hook::Device;
@@ -418,6 +421,20 @@ pub fn flush(dir: &Dir) -> Result<()> {
 pub fn now(dir: &Dir) -> Result<u32> {
     let now = dir.program("now")?;
     kernel::prog_run(now.as_fd()).context("cannot run the program that tells the time")
+}
+
+/// The ports that are watched with these options.
+pub fn ports(config: &bmc_config) -> Vec<u16> {
+    config.ports.iter().take(config.nr_ports as usize).map(|port| u16::from_be(*port)).collect()
+}
+
+/// Fails if this process may not make an instance, for want of permission at bpffs.
+pub fn check_access() -> io::Result<()> {
+    let all = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
+    match eaccess(ROOT, all) {
+        Err(Errno::ENOENT) => Ok(eaccess(system::BPFFS, AccessFlags::W_OK | AccessFlags::X_OK)?),
+        access => Ok(access?),
+    }
 }
 
 /// An attached bmc.

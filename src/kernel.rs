@@ -226,11 +226,20 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
     check_fd(unsafe { sys::bpf_obj_get(path.as_ptr()) })
 }
 
+/// An XDP program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpProgram {
+    /// Its id.
+    pub id: u32,
+    /// The mode that it runs in, as `ip link set` calls it.
+    pub mode: &'static str,
+}
+
 /// What the kernel says about XDP on an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Xdp {
-    /// The ids of the programs there, at most one a mode.
-    pub programs: Vec<u32>,
+    /// The programs there, at most one a mode.
+    pub programs: Vec<XdpProgram>,
     /// What the driver can: the bits of `enum netdev_xdp_act`. 0 before Linux
     /// 6.3, which does not tell.
     pub features: u64,
@@ -242,6 +251,16 @@ impl Xdp {
     /// The bit for sending frames that come from XDP; of a veth, for its peer
     /// taking them.
     pub const TRANSMIT: u64 = 1 << 2;
+
+    /// Whether native XDP on an interface of this kind would answer and nobody would
+    /// hear it: the peer of a veth takes what XDP sends only if it has XDP or GRO
+    /// itself. None where Linux does not tell.
+    pub fn drops_replies(&self, kind: Option<&str>) -> Option<bool> {
+        if kind != Some("veth") {
+            return Some(false);
+        }
+        (self.features != 0).then_some(self.features & Self::TRANSMIT == 0)
+    }
 }
 
 /// Asks about XDP on an interface.
@@ -250,8 +269,13 @@ pub fn xdp(ifindex: i32) -> io::Result<Xdp> {
         sys::bpf_xdp_query_opts { sz: sz::<sys::bpf_xdp_query_opts>(), ..Default::default() };
     // SAFETY: `opts` is initialized and outlives the call.
     check(unsafe { sys::bpf_xdp_query(ifindex, 0, &raw mut opts) })?;
-    let ids = [opts.drv_prog_id, opts.skb_prog_id, opts.hw_prog_id];
-    let programs = ids.into_iter().filter(|id| *id != 0).collect();
+    let programs = [
+        (opts.drv_prog_id, "xdpdrv"),
+        (opts.skb_prog_id, "xdpgeneric"),
+        (opts.hw_prog_id, "xdpoffload"),
+    ];
+    let programs = programs.into_iter().filter(|(id, _)| *id != 0);
+    let programs = programs.map(|(id, mode)| XdpProgram { id, mode }).collect();
     Ok(Xdp { programs, features: opts.feature_flags })
 }
 

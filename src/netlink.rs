@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Questions by netlink that libbpf does not ask: the interfaces and filters of
 //! rtnetlink, the features and channels of ethtool. Nothing here changes anything.
+//!
+//! Of the answers, only what is wanted is read: nothing else in them, which may be of
+//! a later kernel, can make a question fail.
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
 use std::io;
 
 use netlink_packet_core::DecodeError;
 use netlink_packet_core::DefaultNla;
-use netlink_packet_core::Emitable;
+use netlink_packet_core::Emitable as _;
+use netlink_packet_core::NLA_F_NESTED;
+use netlink_packet_core::NLA_HEADER_SIZE;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_core::NLM_F_MULTIPART;
 use netlink_packet_core::NLM_F_REQUEST;
@@ -17,38 +21,99 @@ use netlink_packet_core::NetlinkHeader;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_core::NetlinkSerializable;
-use netlink_packet_core::Nla as _;
 use netlink_packet_core::NlasIterator;
-use netlink_packet_core::ParseableParametrized;
-use netlink_packet_generic::GenlFamily;
-use netlink_packet_generic::GenlHeader;
-use netlink_packet_generic::GenlMessage;
-use netlink_packet_generic::ctrl::GenlCtrl;
-use netlink_packet_generic::ctrl::GenlCtrlCmd;
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::link::LinkFlags;
-use netlink_packet_route::link::LinkInfo;
-use netlink_packet_route::link::LinkMessage;
-use netlink_packet_route::tc::TcAttribute;
-use netlink_packet_route::tc::TcFilterBpfOption;
-use netlink_packet_route::tc::TcMessage;
-use netlink_packet_route::tc::TcOption;
 use netlink_sys::Socket;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_GENERIC;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+/// A message of any family.
+struct Message<const HEAD: usize> {
+    /// Which message.
+    kind: u16,
+    /// The family's own header.
+    head: [u8; HEAD],
+    attributes: Attributes,
+}
+
+impl<const HEAD: usize> NetlinkSerializable for Message<HEAD> {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        HEAD + self.attributes.0.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&[&self.head[..], &self.attributes.0].concat());
+    }
+}
+
+impl<const HEAD: usize> NetlinkDeserializable for Message<HEAD> {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        let (head, rest) = payload.split_first_chunk().ok_or("the message is too short")?;
+        Ok(Self { kind: header.message_type, head: *head, attributes: Attributes(rest.into()) })
+    }
+}
+
+/// Attributes, each with its length and its kind before it.
+#[derive(Default)]
+struct Attributes(Vec<u8>);
+
+impl Attributes {
+    /// A single one.
+    fn one(kind: u16, value: &[u8]) -> Self {
+        let attribute = DefaultNla::new(kind, value.into());
+        let mut bytes = vec![0; attribute.buffer_len()];
+        attribute.emit(&mut bytes);
+        Self(bytes)
+    }
+
+    /// The values of all of a kind, up to what is malformed.
+    fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
+        let attributes = NlasIterator::new(&self.0[..]).map_while(Result::ok);
+        attributes.filter(move |attribute| attribute.kind() == kind).map(|attribute| {
+            let end = usize::from(attribute.length());
+            &attribute.into_inner()[NLA_HEADER_SIZE..end]
+        })
+    }
+
+    fn nested(&self, kind: u16) -> Self {
+        Self(self.all(kind).collect::<Vec<_>>().concat())
+    }
+
+    fn number(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.all(kind).next()?.try_into().ok()?))
+    }
+
+    /// The index of an interface; 0 stands for none.
+    fn index(&self, kind: u16) -> Option<i32> {
+        self.number(kind).and_then(|index| index.try_into().ok()).filter(|index| *index != 0)
+    }
+
+    fn text(&self, kind: u16) -> Option<String> {
+        self.all(kind).next().map(text)
+    }
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').into()
+}
+
 /// Sends a question and collects the answers to it.
-fn ask<T>(protocol: isize, question: impl Into<NetlinkPayload<T>>, flags: u16) -> io::Result<Vec<T>>
-where
-    T: NetlinkSerializable + NetlinkDeserializable + Debug,
-{
+fn ask<const HEAD: usize>(
+    protocol: isize,
+    flags: u16,
+    question: Message<HEAD>,
+) -> io::Result<Vec<Message<HEAD>>> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut message = NetlinkMessage::new(NetlinkHeader::default(), question.into());
+    let question = NetlinkPayload::InnerMessage(question);
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), question);
     message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -60,7 +125,7 @@ where
         let (packet, _) = socket.recv_from_full()?;
         let mut rest = &packet[..];
         while !rest.is_empty() {
-            let message = NetlinkMessage::<T>::deserialize(rest)
+            let message = NetlinkMessage::<Message<HEAD>>::deserialize(rest)
                 .map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err.to_string()))?;
             let len = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(len..).unwrap_or_default();
@@ -105,60 +170,49 @@ pub struct Link {
 
 /// All interfaces of this network namespace.
 pub fn links() -> io::Result<Vec<Link>> {
-    let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let answers = ask(NETLINK_ROUTE, question, NLM_F_DUMP)?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::read(message)),
-            _ => None,
-        })
-        .collect())
+    const GETLINK: u16 = 18; // RTM_GETLINK
+
+    let question =
+        Message { kind: GETLINK, head: [0; IFINFOMSG], attributes: Attributes::default() };
+    Ok(ask(NETLINK_ROUTE, NLM_F_DUMP, question)?.iter().map(Link::read).collect())
 }
+
+/// Bytes of a `struct ifinfomsg`.
+const IFINFOMSG: usize = 16;
 
 impl Link {
-    fn read(message: LinkMessage) -> Self {
-        let flags = message.header.flags;
-        let mut link = Self {
-            index: number(message.header.index),
-            is_up: flags.contains(LinkFlags::Up),
-            has_carrier: flags.contains(LinkFlags::LowerUp),
-            ..Default::default()
-        };
-        let (mut bus, mut device) = (None, None);
-        let mut is_elsewhere = false;
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::Controller(index) => link.master = Some(number(index)),
-                LinkAttribute::Link(index) if index != 0 => link.lower = Some(number(index)),
-                LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
-                LinkAttribute::ParentDevName(name) => device = Some(name),
-                LinkAttribute::ParentDevBusName(name) => bus = Some(name),
-                LinkAttribute::LinkInfo(infos) => {
-                    for info in infos {
-                        match info {
-                            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-                            LinkInfo::PortKind(kind) => link.part_of = Some(kind.to_string()),
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        if is_elsewhere {
-            link.lower = None;
-        }
-        link.device = bus.zip(device);
-        link
-    }
-}
+    fn read(message: &Message<IFINFOMSG>) -> Self {
+        const UP: u32 = 1 << 0; // IFF_*
+        const LOWER_UP: u32 = 1 << 16;
+        const NAME: u16 = 3; // IFLA_IFNAME, and the other IFLA_*
+        const MTU: u16 = 4;
+        const LINK: u16 = 5;
+        const MASTER: u16 = 10;
+        const LINKINFO: u16 = 18;
+        const LINK_NETNSID: u16 = 37;
+        const PARENT_DEV_NAME: u16 = 56;
+        const PARENT_DEV_BUS_NAME: u16 = 57;
+        const KIND: u16 = 1; // IFLA_INFO_*
+        const SLAVE_KIND: u16 = 4;
 
-/// The number of an interface, in the type that most calls want.
-fn number(index: u32) -> i32 {
-    i32::try_from(index).unwrap_or_default()
+        let [_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.head;
+        let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
+        let attributes = &message.attributes;
+        let info = attributes.nested(LINKINFO);
+        let is_elsewhere = attributes.all(LINK_NETNSID).next().is_some();
+        Self {
+            index: i32::from_ne_bytes([i0, i1, i2, i3]),
+            name: attributes.text(NAME).unwrap_or_default(),
+            is_up: flags & UP != 0,
+            has_carrier: flags & LOWER_UP != 0,
+            mtu: attributes.number(MTU).unwrap_or_default(),
+            kind: info.text(KIND),
+            master: attributes.index(MASTER),
+            part_of: info.text(SLAVE_KIND),
+            lower: attributes.index(LINK).filter(|_| !is_elsewhere),
+            device: attributes.text(PARENT_DEV_BUS_NAME).zip(attributes.text(PARENT_DEV_NAME)),
+        }
+    }
 }
 
 /// A filter of an interface's clsact qdisc.
@@ -173,40 +227,29 @@ pub struct Filter {
 /// The filters of an interface's clsact qdisc, of anybody, on the side that
 /// `parent` names.
 pub fn filters(ifindex: i32, parent: u32) -> io::Result<Vec<Filter>> {
-    let mut question = TcMessage::with_index(ifindex);
-    question.header.parent = parent.into();
-    let question = RouteNetlinkMessage::GetTrafficFilter(question);
-    let answers = ask(NETLINK_ROUTE, question, NLM_F_DUMP)?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewTrafficFilter(message) => Filter::read(message),
-            _ => None,
-        })
-        .collect())
+    const GETTFILTER: u16 = 46; // RTM_GETTFILTER
+
+    let mut head = [0; TCMSG];
+    head[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    head[12..16].copy_from_slice(&parent.to_ne_bytes());
+    let question = Message { kind: GETTFILTER, head, attributes: Attributes::default() };
+    Ok(ask(NETLINK_ROUTE, NLM_F_DUMP, question)?.iter().filter_map(Filter::read).collect())
 }
+
+/// Bytes of a `struct tcmsg`.
+const TCMSG: usize = 20;
 
 impl Filter {
     /// None for the head of a list, which has no handle.
-    fn read(message: TcMessage) -> Option<Self> {
-        if u32::from(message.header.handle) == 0 {
-            return None;
-        }
-        let mut filter = Self { kind: String::new(), program: None };
-        for attribute in message.attributes {
-            match attribute {
-                TcAttribute::Kind(kind) => filter.kind = kind,
-                TcAttribute::Options(options) => {
-                    for option in options {
-                        if let TcOption::Bpf(TcFilterBpfOption::ProgId(id)) = option {
-                            filter.program = Some(id);
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        Some(filter)
+    fn read(message: &Message<TCMSG>) -> Option<Self> {
+        const KIND: u16 = 1; // TCA_*
+        const OPTIONS: u16 = 2;
+        const BPF_ID: u16 = 11; // TCA_BPF_ID
+
+        let kind = message.attributes.text(KIND).unwrap_or_default();
+        let options = message.attributes.nested(OPTIONS);
+        let program = options.number(BPF_ID).filter(|_| kind == "bpf");
+        (message.head[8..12] != [0; 4]).then_some(Self { kind, program })
     }
 }
 
@@ -229,25 +272,30 @@ pub struct Channels {
 /// Asks a driver for its channels; none if it has no such notion.
 pub fn channels(ifindex: i32) -> io::Result<Channels> {
     const CHANNELS_GET: u8 = 17; // ETHTOOL_MSG_CHANNELS_GET
-    const RX_MAX: u16 = 2; // ETHTOOL_A_CHANNELS_*
-    const TX_MAX: u16 = 3;
-    const COMBINED_MAX: u16 = 5;
-    const RX: u16 = 6;
-    const TX: u16 = 7;
-    const COMBINED: u16 = 9;
 
-    let answer = ethtool(CHANNELS_GET, ifindex)?;
-    let number = |kind| {
-        let value = answer.iter().find(|attribute| attribute.kind() == kind).map(value);
-        value.and_then(|value| value.try_into().ok()).map_or(0, u32::from_ne_bytes)
-    };
-    Ok(Channels {
-        rx: number(RX) + number(COMBINED),
-        rx_max: number(RX_MAX) + number(COMBINED_MAX),
-        tx: number(TX) + number(COMBINED),
-        tx_max: number(TX_MAX) + number(COMBINED_MAX),
-        is_combined: number(COMBINED_MAX) != 0,
-    })
+    Ok(Channels::read(&ethtool(CHANNELS_GET, ifindex)?))
+}
+
+impl Channels {
+    fn read(answer: &Attributes) -> Self {
+        const RX_MAX: u16 = 2; // ETHTOOL_A_CHANNELS_*
+        const TX_MAX: u16 = 3;
+        const COMBINED_MAX: u16 = 5;
+        const RX: u16 = 6;
+        const TX: u16 = 7;
+        const COMBINED: u16 = 9;
+
+        let number = |kind| answer.number(kind).unwrap_or_default();
+        // Drivers that have both tell of the same queues twice.
+        let combined_max = answer.number(COMBINED_MAX).filter(|max| *max != 0);
+        Self {
+            rx: number(RX) + number(COMBINED),
+            rx_max: combined_max.unwrap_or(number(RX_MAX)),
+            tx: number(TX) + number(COMBINED),
+            tx_max: combined_max.unwrap_or(number(TX_MAX)),
+            is_combined: combined_max.is_some(),
+        }
+    }
 }
 
 /// The offloads that are on, by the names that `ethtool -k` gives those that it
@@ -259,98 +307,33 @@ pub fn offloads(ifindex: i32) -> io::Result<BTreeSet<String>> {
     const BIT: u16 = 1; // ETHTOOL_A_BITSET_BITS_BIT
     const NAME: u16 = 2; // ETHTOOL_A_BITSET_BIT_NAME
 
-    let within = |attributes: Vec<DefaultNla>, kind| -> io::Result<Vec<DefaultNla>> {
-        let mut inner = Vec::new();
-        for attribute in attributes.iter().filter(|attribute| attribute.kind() == kind) {
-            inner.extend(attributes_of(&value(attribute)).map_err(io::Error::other)?);
-        }
-        Ok(inner)
-    };
-    let bits = within(within(ethtool(FEATURES_GET, ifindex)?, ACTIVE)?, BITS)?;
-    let names = within(bits, BIT)?;
-    let names = names.iter().filter(|attribute| attribute.kind() == NAME).map(value);
-    Ok(names
-        .map(|name| String::from_utf8_lossy(&name).trim_end_matches('\0').to_string())
-        .collect())
+    let bits = ethtool(FEATURES_GET, ifindex)?.nested(ACTIVE).nested(BITS).nested(BIT);
+    Ok(bits.all(NAME).map(text).collect())
 }
 
 /// Asks something about an interface that needs no further arguments.
-fn ethtool(command: u8, ifindex: i32) -> io::Result<Vec<DefaultNla>> {
+fn ethtool(command: u8, ifindex: i32) -> io::Result<Attributes> {
     const HEADER: u16 = 1; // ETHTOOL_A_*_HEADER
     const INDEX: u16 = 1; // ETHTOOL_A_HEADER_DEV_INDEX
-    const NESTED: u16 = 1 << 15; // NLA_F_NESTED
+    const CTRL: u16 = 16; // GENL_ID_CTRL
+    const GETFAMILY: u8 = 3; // CTRL_CMD_GETFAMILY
+    const FAMILY_ID: u16 = 1; // CTRL_ATTR_*
+    const FAMILY_NAME: u16 = 2;
 
-    let index = [DefaultNla::new(INDEX, ifindex.to_ne_bytes().into())];
-    let mut header = vec![0; index.as_slice().buffer_len()];
-    index.as_slice().emit(&mut header);
-    let attributes = vec![DefaultNla::new(HEADER | NESTED, header)];
-    let mut question = GenlMessage::from_payload(Ethtool { command, attributes });
-    question.set_resolved_family_id(family(Ethtool::family_name())?);
-    let answer = ask(NETLINK_GENERIC, question, 0)?.pop();
-    answer.map(|answer| answer.payload.attributes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let family = generic(CTRL, GETFAMILY, Attributes::one(FAMILY_NAME, b"ethtool\0"))?;
+    let family = family.all(FAMILY_ID).next().and_then(|id| id.try_into().ok());
+    let family = u16::from_ne_bytes(family.ok_or(io::ErrorKind::NotFound)?);
+    let header = Attributes::one(INDEX, &ifindex.to_ne_bytes());
+    generic(family, command, Attributes::one(HEADER | NLA_F_NESTED, &header.0))
 }
 
-/// The number of a family of generic netlink.
-fn family(name: &str) -> io::Result<u16> {
-    let question = GenlMessage::from_payload(GenlCtrl {
-        cmd: GenlCtrlCmd::GetFamily,
-        nlas: vec![GenlCtrlAttrs::FamilyName(name.into())],
-    });
-    let answers = ask(NETLINK_GENERIC, question, 0)?;
-    let id = answers.iter().flat_map(|answer| &answer.payload.nlas).find_map(|nla| match nla {
-        GenlCtrlAttrs::FamilyId(id) => Some(*id),
-        _ => None,
-    });
-    id.ok_or_else(|| io::ErrorKind::NotFound.into())
-}
+/// Asks a family of generic netlink something that has one answer.
+fn generic(family: u16, command: u8, attributes: Attributes) -> io::Result<Attributes> {
+    const VERSION: u8 = 1;
 
-/// A message of the family "ethtool".
-#[derive(Debug)]
-struct Ethtool {
-    command: u8,
-    attributes: Vec<DefaultNla>,
-}
-
-impl GenlFamily for Ethtool {
-    fn family_name() -> &'static str {
-        "ethtool"
-    }
-
-    fn command(&self) -> u8 {
-        self.command
-    }
-
-    fn version(&self) -> u8 {
-        1
-    }
-}
-
-impl Emitable for Ethtool {
-    fn buffer_len(&self) -> usize {
-        self.attributes.as_slice().buffer_len()
-    }
-
-    fn emit(&self, buffer: &mut [u8]) {
-        self.attributes.as_slice().emit(buffer);
-    }
-}
-
-impl ParseableParametrized<[u8], GenlHeader> for Ethtool {
-    fn parse_with_param(bytes: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
-        Ok(Self { command: header.cmd, attributes: attributes_of(bytes)? })
-    }
-}
-
-fn attributes_of(bytes: &[u8]) -> Result<Vec<DefaultNla>, DecodeError> {
-    NlasIterator::new(bytes)
-        .map(|nla| nla.map(|nla| DefaultNla::new(nla.kind(), nla.value().to_vec())))
-        .collect()
-}
-
-fn value(attribute: &DefaultNla) -> Vec<u8> {
-    let mut value = vec![0; attribute.value_len()];
-    attribute.emit_value(&mut value);
-    value
+    let question = Message { kind: family, head: [command, VERSION, 0, 0], attributes };
+    let answer = ask(NETLINK_GENERIC, 0, question)?.pop();
+    answer.map(|answer| answer.attributes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -373,5 +356,37 @@ mod tests {
         assert!(!offloads.contains("rx-lro"), "{offloads:?}");
         assert!(channels(1).is_err());
         assert!(channels(i32::MAX).is_err());
+    }
+
+    fn attributes(list: &[(u16, &[u8])]) -> Attributes {
+        Attributes(list.iter().flat_map(|(kind, value)| Attributes::one(*kind, value).0).collect())
+    }
+
+    #[test]
+    fn what_is_odd_in_one_attribute_of_a_link_hides_no_other() {
+        // An MTU of two bytes, a kind that nobody knows, half an attribute at the end.
+        let mut odd =
+            attributes(&[(4, &[1, 2]), (3, b"eth0\0"), (999, &[9; 3]), (10, &[7, 0, 0, 0])]);
+        odd.0.extend([200, 0, 5, 0]);
+        let mut head = [0; IFINFOMSG];
+        (head[4], head[8]) = (3, 1);
+        let link = Link::read(&Message { kind: 16, head, attributes: odd });
+        let (index, name, master) = (3, "eth0".into(), Some(7));
+        assert_eq!(link, Link { index, name, is_up: true, master, ..Default::default() });
+    }
+
+    #[test]
+    fn channels_that_a_driver_tells_twice_are_counted_once() {
+        let read = |list: &[(u16, u8)]| {
+            let list: Vec<_> = list.iter().map(|(kind, n)| (*kind, [*n, 0, 0, 0])).collect();
+            let list: Vec<_> = list.iter().map(|(kind, n)| (*kind, &n[..])).collect();
+            Channels::read(&attributes(&list))
+        };
+        let both = read(&[(2, 8), (3, 8), (5, 16), (6, 0), (7, 0), (9, 4)]);
+        let expected = Channels { rx: 4, rx_max: 16, tx: 4, tx_max: 16, is_combined: true };
+        assert_eq!(both, expected);
+        let apart = read(&[(2, 8), (3, 6), (5, 0), (6, 2), (7, 1)]);
+        let expected = Channels { rx: 2, rx_max: 8, tx: 1, tx_max: 6, is_combined: false };
+        assert_eq!(apart, expected);
     }
 }

@@ -18,6 +18,7 @@ use crate::cli::Cli;
 use crate::instance::Class;
 use crate::instance::Instance;
 use crate::instance::Interface;
+use crate::instance::ports;
 use crate::kernel::ProgInfo;
 use crate::skel::types::bmc_config;
 use crate::system;
@@ -136,10 +137,6 @@ pub fn interfaces_json(interfaces: &[Interface]) -> Value {
 pub fn classes_json(classes: &[Class]) -> Value {
     let object = |c: &Class| json!({ "slot_bytes": c.size, "slabs": c.slabs, "slots": c.slots, "used": c.used });
     classes.iter().map(object).collect()
-}
-
-fn ports(cfg: &bmc_config) -> Vec<u16> {
-    cfg.ports.iter().take(cfg.nr_ports as usize).map(|port| u16::from_be(*port)).collect()
 }
 
 fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> Result<String> {

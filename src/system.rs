@@ -90,6 +90,11 @@ pub fn missing_capabilities() -> Result<Vec<&'static str>> {
     Ok(needed.iter().filter(|(bit, _)| have & bit == 0).map(|(_, name)| *name).collect())
 }
 
+/// Whether this process may mount bpffs.
+pub fn may_mount() -> bool {
+    capabilities().is_ok_and(|have| have & SYS_ADMIN != 0)
+}
+
 /// Fails unless this process may load and attach BPF programs.
 pub fn check_capabilities() -> Result<()> {
     let missing = missing_capabilities()?;
@@ -265,7 +270,7 @@ pub fn mount_bpffs(private: bool) -> Result<()> {
         ),
         Bpffs::Private | Bpffs::Missing => {}
     }
-    if capabilities()? & SYS_ADMIN == 0 {
+    if !may_mount() {
         bail!(
             "{BPFFS} has no bpf file system, and CAP_SYS_ADMIN to mount it is missing (as root: \
              mount -t bpf bpf {BPFFS})"

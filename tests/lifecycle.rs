@@ -578,7 +578,8 @@ fn a_veth_whose_peer_drops_what_xdp_sends_is_attached_by_tc() {
         return;
     }
     let bed = Bed::new("deaf", TCX);
-    if bed.net.server.within(|| kernel::xdp(1).expect("lo is there").features) == 0 {
+    let eth0 = || kernel::xdp(system::index_of(Net::DEVICE).expect("there is one"));
+    if bed.net.server.within(eth0).expect("the kernel tells").features == 0 {
         eprintln!("skipped: this kernel does not tell what a veth can");
         return;
     }

@@ -12,6 +12,7 @@ use std::process::Output;
 use std::process::Stdio;
 
 use bmc::kernel::end_with_us;
+use serde_json::Value;
 
 use common::Net;
 use common::can_run;
@@ -83,6 +84,18 @@ impl Bed {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{capabilities:?} {args:?}: {said}");
         said
+    }
+
+    /// The remedy of the blocker that says this, if doctor finds one.
+    #[track_caller]
+    fn blocker(&self, what: &str) -> Option<String> {
+        let output = self.bmc(&ENOUGH, &["doctor", Net::DEVICE, "--json"], "");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("an object");
+        let findings = said["findings"].as_array().expect("a list");
+        let says = |finding: &&Value| finding["what"].as_str().is_some_and(|s| s.contains(what));
+        let found = findings.iter().find(says)?;
+        assert_eq!((&found["level"], output.status.code()), (&"blocker".into(), Some(FAILED)));
+        found["remedy"].as_str().map(String::from)
     }
 
     /// By the commands of README.md.
@@ -168,8 +181,20 @@ fn what_is_not_a_capability_is_told_from_one() {
         let said = bed.expect(FAILED, &ENOUGH, command);
         assert!(said.ends_with(hint), "{said}");
     }
+    let no_pins = "but not the directory for bmc's pins";
+    let remedy = bed.blocker(no_pins).expect("doctor and attach are of one mind");
+    // Another's is no better than none.
+    bed.root("sh", &["-ec", &remedy.replace("-o 65534", "-o root")]);
+    assert!(bed.blocker(no_pins).is_some());
+    bed.root("rmdir", &["/sys/fs/bpf/bmc"]);
+    bed.root("sh", &["-ec", &remedy]);
+    assert_eq!(bed.blocker(no_pins), None);
+    bed.expect(DONE, &ENOUGH, &attach);
+    bed.expect(DONE, &ENOUGH, &["detach"]);
     // As if it had never been mounted.
     bed.root("mount", &["--bind", "/sys/fs", "/sys/fs/bpf"]);
     let said = bed.expect(FAILED, &ENOUGH, &[&attach[..], &["--foreground"]].concat());
     assert!(said.contains("CAP_SYS_ADMIN to mount it is missing (as root: mount -t"), "{said}");
+    let remedy = bed.blocker("CAP_SYS_ADMIN to mount it is missing");
+    assert_eq!(remedy.as_deref(), Some("mount -t bpf bpf /sys/fs/bpf   # as root"));
 }

@@ -6,8 +6,10 @@ use std::fs;
 use super::Finding;
 use super::Findings;
 use super::Level;
+use super::Patient;
 use crate::attach;
 use crate::cli;
+use crate::instance;
 use crate::system;
 use crate::system::Bpffs;
 
@@ -18,9 +20,15 @@ const TCX: [u32; 2] = [6, 6];
 /// What is known of the machine; None for what could not be seen.
 #[derive(Clone, Debug)]
 pub(super) struct Host {
+    /// How a command about the instance starts.
+    bmc: String,
+    is_attached: bool,
     release: Option<String>,
     missing_capabilities: Vec<&'static str>,
     bpffs: Option<Bpffs>,
+    may_mount: bool,
+    /// What keeps this process from bmc's directory there.
+    no_access: Option<String>,
     jit: Option<String>,
     has_btf: bool,
     lockdown: Option<String>,
@@ -42,7 +50,7 @@ enum Programs {
 }
 
 impl Host {
-    pub(super) fn read() -> Self {
+    pub(super) fn read(patient: &Patient<'_>) -> Self {
         let missing_capabilities = system::missing_capabilities().unwrap_or_default();
         let programs = if missing_capabilities.is_empty() {
             match attach::try_load() {
@@ -53,9 +61,13 @@ impl Host {
             Programs::NotTried
         };
         Self {
+            bmc: patient.bmc.clone(),
+            is_attached: patient.own.is_some(),
             release: system::release().ok(),
             missing_capabilities,
             bpffs: system::bpffs().ok(),
+            may_mount: system::may_mount(),
+            no_access: instance::check_access().err().map(|err| err.to_string()),
             jit: system::setting(system::JIT).ok(),
             has_btf: fs::metadata(system::BTF).is_ok_and(|file| file.len() > 0),
             lockdown: system::setting(system::LOCKDOWN).ok(),
@@ -91,8 +103,11 @@ impl Host {
         let evidence = format!("/proc/sys/kernel/osrelease: {release}");
         match version(release) {
             Some(version) if version < OLDEST => findings.add(
-                Level::Blocker,
-                "the kernel is older than Linux 6.1",
+                match self.programs {
+                    Programs::Loaded { .. } => Level::Warning,
+                    _ => Level::Blocker,
+                },
+                "the kernel is older than Linux 6.1: bmc is not tested on it",
                 evidence,
                 "boot Linux 6.1 or newer   # Debian 12 has it",
             ),
@@ -112,7 +127,7 @@ impl Host {
                 Level::Blocker,
                 format!("may not load or attach BPF programs: {} missing", missing.join(", ")),
                 "/proc/self/status: CapEff",
-                "sudo bmc doctor   # sees more, and so does attach",
+                format!("sudo {} doctor   # sees more, and so does attach", self.bmc),
             );
         }
     }
@@ -120,7 +135,16 @@ impl Host {
     fn judge_bpffs(&self, findings: &mut Findings) {
         let at = system::BPFFS;
         match self.bpffs {
-            Some(Bpffs::Mounted) => findings.ok("bpffs is mounted", format!("statfs {at}")),
+            Some(Bpffs::Mounted) => {
+                findings.ok("bpffs is mounted", format!("statfs {at}"));
+                self.judge_access(findings);
+            }
+            Some(Bpffs::Missing) if !self.may_mount => findings.add(
+                Level::Blocker,
+                "bpffs is not mounted, and CAP_SYS_ADMIN to mount it is missing",
+                format!("statfs {at}: sysfs; /proc/self/status: CapEff"),
+                format!("mount -t bpf bpf {at}   # as root"),
+            ),
             Some(Bpffs::Missing) => findings.add(
                 Level::Note,
                 "bpffs is not mounted; bmc attach will do it",
@@ -131,7 +155,7 @@ impl Host {
                 Level::Blocker,
                 "has no bpf file system here, in a mount namespace that one mounted would go with",
                 format!("statfs {at}: sysfs; /proc/self/ns/mnt is not that of process 1"),
-                "nsenter --net=/run/netns/NAME bmc doctor   # instead of ip netns exec",
+                format!("nsenter --net=/run/netns/NAME {} doctor   # not ip netns exec", self.bmc),
             ),
             Some(Bpffs::Other) => findings.add(
                 Level::Blocker,
@@ -145,6 +169,20 @@ impl Host {
                 format!("statfs {at} fails"),
                 "mount -t sysfs sysfs /sys",
             ),
+        }
+    }
+
+    /// Whoever lacks capabilities was told of these.
+    fn judge_access(&self, findings: &mut Findings) {
+        let (at, Some(why)) = (system::BPFFS, &self.no_access) else { return };
+        if self.missing_capabilities.is_empty() {
+            let user = nix::unistd::geteuid();
+            findings.add(
+                Level::Blocker,
+                "the capabilities are there, but not the directory for bmc's pins",
+                format!("access {at}/bmc: {why}"),
+                format!("chmod 711 {at}; install -d -m 700 -o {user} {at}/bmc   # as root"),
+            );
         }
     }
 
@@ -186,7 +224,7 @@ impl Host {
     }
 
     fn judge_memory(&self, findings: &mut Findings) {
-        let Some(available) = self.memory else { return };
+        let (Some(available), false) = (self.memory, self.is_attached) else { return };
         let evidence =
             format!("MemAvailable in /proc/meminfo, memory.max of cgroups: {}M", available >> 20);
         let most = system::memory_to_lock(available) >> 20;
@@ -196,7 +234,7 @@ impl Host {
                 Level::Blocker,
                 format!("there is too little memory for the {wanted}M that bmc attach locks"),
                 evidence,
-                format!("bmc attach --memory {}M IFACE", (most / 2).max(16)),
+                format!("{} attach --memory {}M IFACE", self.bmc, (most / 2).max(16)),
             );
         } else {
             findings.ok(format!("has the {wanted}M that bmc attach locks"), evidence);
@@ -214,7 +252,7 @@ impl Host {
                 Level::Blocker,
                 "the kernel refuses bmc's programs",
                 why.replace('\n', "; "),
-                "bmc -v attach --memory 16M IFACE   # prints all that the kernel says",
+                format!("{} -v attach --memory 16M IFACE   # prints all the kernel says", self.bmc),
             ),
         }
     }
@@ -236,7 +274,7 @@ impl Host {
             "the kernel does not tell when memcached is gone: old values are served after a \
              restart, for up to --max-age",
             evidence,
-            "bmc flush   # after each restart of memcached",
+            format!("{} flush   # after each restart of memcached", self.bmc),
         );
     }
 }
@@ -258,9 +296,13 @@ mod tests {
 
     fn good() -> Host {
         Host {
+            bmc: "bmc".into(),
+            is_attached: false,
             release: Some("6.12.9-amd64".into()),
             missing_capabilities: Vec::new(),
             bpffs: Some(Bpffs::Mounted),
+            may_mount: true,
+            no_access: None,
             jit: Some("1".into()),
             has_btf: true,
             lockdown: Some("[none] integrity confidentiality".into()),
@@ -307,6 +349,8 @@ mod tests {
 
         for release in ["6.0.19", "5.10.0-33-amd64", "4.19"] {
             let change = |h: &mut Host| h.release = Some(release.into());
+            says(Warning, "older than Linux 6.1", "6.1 or newer", change);
+            let change = |h: &mut Host| (change(h), h.programs = Programs::NotTried).1;
             says(Blocker, "older than Linux 6.1", "6.1 or newer", change);
         }
         says(Note, "cannot see which kernel", "uname -r", |h| h.release = None);
@@ -315,6 +359,12 @@ mod tests {
         });
         says(Note, "not mounted", "mount -t bpf bpf /sys/fs/bpf", |h| {
             h.bpffs = Some(Bpffs::Missing);
+        });
+        says(Blocker, "CAP_SYS_ADMIN to mount it is missing", "mount -t bpf bpf", |h| {
+            (h.bpffs, h.may_mount) = (Some(Bpffs::Missing), false);
+        });
+        says(Blocker, "but not the directory", "install -d -m 700 -o ", |h| {
+            h.no_access = Some("EACCES".into());
         });
         says(Blocker, "has no bpf file system here", "nsenter --net", |h| {
             h.bpffs = Some(Bpffs::Private);
@@ -333,6 +383,7 @@ mod tests {
         says(Blocker, "too little memory for the 256M", "--memory 126M", |h| {
             h.memory = Some(270 << 20);
         });
+        assert_eq!(said(|h| (h.memory, h.is_attached) = (Some(270 << 20), true)), []);
         says(Blocker, "refuses bmc's programs", "bmc -v attach", |h| {
             h.programs = Programs::Refused("cannot load:\nno".into());
         });
@@ -351,6 +402,7 @@ mod tests {
 
     #[test]
     fn attach_is_told_the_memory_that_help_promises() {
-        assert_eq!(Host::read().memory_wanted, 256 << 20);
+        let patient = Patient::new("none", &Ok(None));
+        assert_eq!(Host::read(&patient).memory_wanted, 256 << 20);
     }
 }

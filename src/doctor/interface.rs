@@ -15,6 +15,8 @@ use serde_json::json;
 use super::Finding;
 use super::Findings;
 use super::Level;
+use super::Patient;
+use super::bmc;
 use super::host;
 use crate::attach;
 use crate::attach::Conflict;
@@ -28,9 +30,11 @@ use crate::kernel;
 use crate::kernel::LinkType;
 use crate::kernel::Tcx;
 use crate::kernel::Xdp;
+use crate::kernel::XdpProgram;
 use crate::netlink;
 use crate::netlink::Channels;
 use crate::netlink::Link;
+use crate::system;
 
 /// The largest MTU that any driver takes for programs like bmc's: a page, less
 /// 256 bytes of headroom, 320 for what the stack appends, an Ethernet header and
@@ -41,16 +45,30 @@ const MTU_MAX: u32 = 4096 - 256 - 320 - 14 - 8;
 const XDP_FEATURES: [&str; 7] =
     ["basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg"];
 
+/// What interfaces are made of others, and what interfaces lie on another.
+const GROUPS: [&str; 3] = ["bond", "team", "bridge"];
+const LAYERS: [&str; 4] = ["vlan", "macvlan", "macvtap", "ipvlan"];
+
+/// Drivers that give XDP half of the queues, and refuse it while more are in use.
+const HALVERS: [&str; 2] = ["ena", "gve"];
+
 /// The interfaces that were asked about, or those that are up.
 pub(super) struct Interfaces {
-    /// Named, but not there.
-    missing: Vec<String>,
-    /// All there are but the loopback.
-    names: Vec<String>,
+    /// How a command about the instance starts.
+    bmc: String,
+    instance: String,
+    /// Named, but not there, and why.
+    missing: Vec<(String, String)>,
     found: Vec<Interface>,
+    /// What else is up, for all that was named, and the command that attaches to it too.
+    others: Vec<String>,
+    attach_others: String,
     loopback_is_up: bool,
-    /// An instance is attached in another network namespace under our name.
-    is_elsewhere: Option<String>,
+    /// Whether the loopback is watched; None if nothing is attached.
+    loopback_is_watched: Option<bool>,
+    attach_again: String,
+    is_elsewhere: bool,
+    is_idle: bool,
     /// Why they could not be listed.
     error: Option<String>,
 }
@@ -59,18 +77,21 @@ pub(super) struct Interfaces {
 #[derive(Clone, Debug, Default)]
 struct Interface {
     link: Link,
+    /// How a command about the instance starts, and the one that attaches it again.
+    bmc: String,
+    attach_again: String,
     /// Whether it was asked about, so that bmc is to be attached to it.
     is_named: bool,
     driver: Option<String>,
-    /// The bond, bridge or the like that it is a part of, and whether that was
-    /// named as well.
-    master: Option<(String, bool)>,
+    master: Option<Master>,
     /// Its own parts.
     members: Vec<String>,
-    /// What lies on it: VLANs and macvlans.
-    uppers: Vec<(String, String)>,
-    /// What it lies on, or its peer.
+    /// A VLAN that lies on it.
+    vlan: Option<String>,
+    /// What it lies on.
     lower: Option<String>,
+    /// Something above it that has an XDP program, and whether that is bmc's.
+    xdp_above: Option<(String, bool)>,
     xdp: Option<Xdp>,
     /// Whether the kernel tells what the driver can.
     tells_features: bool,
@@ -78,14 +99,24 @@ struct Interface {
     channels: Option<Channels>,
     cpus: u32,
     /// The mode of what is attached under our name, and its state.
-    attached: Option<(String, State)>,
+    attached: Option<(&'static str, State)>,
     conflict: Option<Conflict>,
+    /// Whether what is attached under our name would be moved here.
+    is_wanted: bool,
     /// The link by which that program is attached.
     conflict_link: Option<u32>,
     /// What others run on it as tc, by side.
     foreign: Option<Vec<Foreign>>,
-    /// Whether instances could not be looked at.
-    is_hidden: bool,
+}
+
+/// The bond, bridge or the like that an interface is a part of.
+#[derive(Clone, Debug, Default)]
+struct Master {
+    name: String,
+    /// Whether both were named.
+    is_named: bool,
+    /// Whether native XDP will be tried there with some hope.
+    may_have_xdp: bool,
 }
 
 /// Somebody else's tc program or filter.
@@ -96,56 +127,118 @@ struct Foreign {
     carrier: &'static str,
     name: String,
     id: Option<u32>,
+    /// Whether it sees packets before bmc does, and may keep them.
+    is_first: bool,
+}
+
+/// The bond, bridge or the like that an interface is a part of.
+fn group(link: &Link) -> Option<i32> {
+    link.master.filter(|_| link.part_of.as_deref().is_some_and(|kind| GROUPS.contains(&kind)))
+}
+
+/// What an interface lies on.
+fn lower(link: &Link) -> Option<i32> {
+    link.lower.filter(|_| link.kind.as_deref().is_some_and(|kind| LAYERS.contains(&kind)))
+}
+
+/// The interface by which the packets of this one come last, or first.
+fn root<'a>(mut link: &'a Link, links: &'a [Link]) -> i32 {
+    let by = |link: &Link| group(link).or(lower(link));
+    while let Some(next) = by(link).and_then(|index| links.iter().find(|l| l.index == index)) {
+        link = next;
+    }
+    link.index
+}
+
+/// What is up, and has nothing to do with these interfaces.
+fn others(named: &BTreeSet<i32>, links: &[Link]) -> Vec<String> {
+    let is_named = |link: &&Link| named.contains(&link.index);
+    let theirs = |link: &Link| [Some(root(link, links)), link.master];
+    let known: Vec<_> = links.iter().filter(is_named).flat_map(theirs).flatten().collect();
+    let is_other = |link: &&Link| {
+        let is_root = root(link, links) == link.index;
+        link.is_up && link.name != "lo" && is_root && !known.contains(&link.index)
+    };
+    links.iter().filter(is_other).map(|link| link.name.clone()).collect()
 }
 
 impl Interfaces {
-    pub(super) fn read(
-        named: &[String],
-        instance: &str,
-        own: Option<&Instance>,
-        is_hidden: bool,
-    ) -> Self {
+    pub(super) fn read(asked: &[String], patient: &Patient<'_>) -> Self {
         let links = netlink::links();
         let error = links.as_ref().err().map(ToString::to_string);
         let links = links.unwrap_or_default();
+        let (mut named, mut missing) = (BTreeSet::new(), Vec::new());
+        for name in asked {
+            match system::interface(name) {
+                Ok(index) => _ = named.insert(index),
+                Err(err) => missing.push((name.clone(), err.to_string())),
+            }
+        }
         let is_asked = |link: &&Link| {
-            if named.is_empty() {
+            if asked.is_empty() {
                 link.is_up && link.name != "lo"
             } else {
-                named.contains(&link.name)
+                named.contains(&link.index)
             }
         };
         let all = instance::others("").unwrap_or_default();
         let ours = all.iter().flat_map(programs_of).collect();
-        let read = |link: &Link| {
-            let mut interface = Interface::read(link, &links, named);
-            interface.read_programs(instance, own, &ours);
-            Interface { is_hidden, ..interface }
+        let found: Vec<_> = links
+            .iter()
+            .filter(is_asked)
+            .map(|link| Interface::read(link, &links, &named, &ours, patient))
+            .collect();
+        let own = patient.own.as_ref();
+        // To whoever has another instance there, that is for its doctor to tell.
+        let is_anothers = |i: &Interface| matches!(i.conflict, Some(Conflict::Instance(_)));
+        let mut others = if named.is_empty() || found.iter().any(is_anothers) {
+            Vec::new()
+        } else {
+            others(&named, &links)
         };
-        let is_missing = |name: &&String| !links.iter().any(|link| link.name == **name);
-        let is_elsewhere = own.is_some_and(|own| !own.dir.is_here());
+        others.retain(|name| !patient.attached.iter().any(|attached| attached.name == *name));
+        let mut wanted: Vec<_> =
+            found.iter().map(|interface| interface.link.name.clone()).collect();
+        wanted.extend(others.iter().cloned());
+        let when = "if memcached's clients come in there too";
         Self {
-            missing: named.iter().filter(is_missing).cloned().collect(),
-            names: links.iter().map(|l| l.name.clone()).filter(|name| name != "lo").collect(),
-            found: links.iter().filter(is_asked).map(read).collect(),
+            bmc: patient.bmc.clone(),
+            instance: patient.name.into(),
+            missing,
+            found,
+            others,
+            attach_others: patient.attach(&wanted, Some(when)),
             loopback_is_up: links.iter().any(|link| link.name == "lo" && link.is_up),
-            is_elsewhere: is_elsewhere.then(|| instance.into()),
+            loopback_is_watched: own.and_then(|own| own.watches_loopback().ok()),
+            attach_again: patient.attach(&[], Some("without --no-loopback")),
+            is_elsewhere: patient.is_elsewhere,
+            is_idle: own.is_some_and(|own| own.is_idle().unwrap_or_default()),
             error,
         }
     }
 
-    pub(super) fn judge(&self) -> Vec<Finding> {
+    /// `everywhere` says whether a memcached listens on all addresses.
+    pub(super) fn judge(&self, everywhere: bool) -> Vec<Finding> {
         let mut all = Findings::about("interfaces");
         if let Some(error) = &self.error {
             all.add(Level::Note, "cannot list the network interfaces", error, "ip link");
             return all.all;
         }
-        if let Some(name) = &self.is_elsewhere {
+        let (bmc, name) = (&self.bmc, &self.instance);
+        if self.is_elsewhere {
             all.add(
                 Level::Blocker,
                 format!("bmc's instance {name} is attached in another network namespace"),
                 format!("/sys/fs/bpf/bmc/{name}/netns"),
-                format!("bmc --instance OTHER attach IFACE   # or bmc --instance {name} detach"),
+                format!("bmc --instance OTHER attach IFACE   # or {bmc} detach"),
+            );
+        }
+        if self.is_idle {
+            all.add(
+                Level::Warning,
+                "bmc idles: an attach or detach was interrupted",
+                format!("/sys/fs/bpf/bmc/{name}/global"),
+                format!("{bmc} flush"),
             );
         }
         if self.found.is_empty() && self.missing.is_empty() {
@@ -156,20 +249,39 @@ impl Interfaces {
                 "ip link set dev IFACE up",
             );
         }
+        if everywhere && !self.others.is_empty() {
+            let list = self.others.join(", ");
+            all.add(
+                Level::Note,
+                format!("what is written to memcached by {list} is not seen"),
+                "rtnetlink: up; memcached listens on all addresses",
+                &self.attach_others,
+            );
+        }
         let mut findings = all.all;
-        for name in &self.missing {
+        for (name, why) in &self.missing {
             let mut missing = Findings::about(name);
-            let (there, remedy) = match &self.names[..] {
-                [] => ("there is none but lo".into(), "nsenter --net=/run/netns/NAME bmc doctor"),
-                names => (format!("there are: {}", names.join(", ")), "ip link   # lists them"),
-            };
-            missing.add(Level::Blocker, "no such interface", there, remedy);
+            let remedy =
+                format!("ip link   # or nsenter --net=/run/netns/NAME {bmc} doctor {name}");
+            missing.add(Level::Blocker, why, "if_nametoindex", remedy);
             findings.extend(missing.all);
         }
         findings.extend(self.found.iter().flat_map(Interface::judge));
         if self.loopback_is_up {
             let mut loopback = Findings::about("lo");
-            loopback.ok("will be watched for writes, and never served", "rtnetlink: up");
+            match self.loopback_is_watched {
+                Some(false) => loopback.add(
+                    Level::Note,
+                    "is not watched: what is written on this machine is not seen",
+                    format!("/sys/fs/bpf/bmc/{name}/links"),
+                    &self.attach_again,
+                ),
+                is_watched => {
+                    let when = if is_watched.is_some() { "is" } else { "will be" };
+                    let what = format!("{when} watched for writes, and never served");
+                    loopback.ok(what, "rtnetlink: up");
+                }
+            }
             findings.extend(loopback.all);
         }
         findings
@@ -181,50 +293,83 @@ impl Interfaces {
 }
 
 impl Interface {
-    fn read(link: &Link, links: &[Link], named: &[String]) -> Self {
-        let name_of = |index: i32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
-        let members = links.iter().filter(|l| l.master == Some(link.index));
-        let uppers = links.iter().filter(|l| l.lower == Some(link.index));
+    fn read(
+        link: &Link,
+        links: &[Link],
+        named: &BTreeSet<i32>,
+        ours: &BTreeSet<u32>,
+        patient: &Patient<'_>,
+    ) -> Self {
         let driver = link.device.as_ref().and_then(|(bus, device)| {
             let driver = fs::read_link(format!("/sys/bus/{bus}/devices/{device}/driver")).ok()?;
             Some(driver.file_name()?.to_string_lossy().into_owned())
         });
-        Self {
-            link: link.clone(),
-            is_named: named.contains(&link.name),
+        let tells_features = host::tells_xdp_features();
+        let is_above = |l: &&Link| link.master == Some(l.index) || lower(l) == Some(link.index);
+        let xdp_above = links.iter().filter(is_above).find_map(|above| {
+            let programs = kernel::xdp(above.index).ok()?.programs;
+            Some((above.name.clone(), ours.contains(&programs.first()?.id)))
+        });
+        let placed = Self::placed(link, links, named);
+        let master_xdp = group(link).and_then(|index| kernel::xdp(index).ok());
+        let may_have_xdp = |xdp: Xdp| !tells_features || xdp.features & Xdp::BASIC != 0;
+        let mut interface = Self {
+            bmc: patient.bmc.clone(),
+            attach_again: patient.attach(&[], None),
             driver: driver.or_else(|| link.kind.clone()),
-            master: link
-                .master
-                .and_then(name_of)
-                .map(|name| (name.clone(), named.contains(&name) && named.contains(&link.name))),
-            members: members.map(|l| l.name.clone()).collect(),
-            uppers: uppers.filter_map(|l| Some((l.name.clone(), l.kind.clone()?))).collect(),
-            lower: link.lower.and_then(name_of),
+            xdp_above,
+            master: placed.master.map(|master| Master {
+                may_have_xdp: master_xdp.is_some_and(may_have_xdp),
+                ..master
+            }),
             xdp: kernel::xdp(link.index).ok(),
-            tells_features: host::tells_xdp_features(),
+            tells_features,
             offloads: netlink::offloads(link.index).ok(),
             channels: netlink::channels(link.index).ok(),
             cpus: sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1) as u32,
+            ..placed
+        };
+        interface.read_programs(ours, patient);
+        interface
+    }
+
+    /// What it has to do with the others.
+    fn placed(link: &Link, links: &[Link], named: &BTreeSet<i32>) -> Self {
+        let name_of = |index: i32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
+        let is_named = named.contains(&link.index);
+        let members = links.iter().filter(|l| group(l) == Some(link.index));
+        let mut uppers = links.iter().filter(|l| lower(l) == Some(link.index));
+        let group = group(link);
+        Self {
+            link: link.clone(),
+            is_named,
+            master: group.and_then(|index| {
+                let is_named = is_named && named.contains(&index);
+                Some(Master { name: name_of(index)?, is_named, may_have_xdp: false })
+            }),
+            members: members.map(|l| l.name.clone()).collect(),
+            vlan: uppers.find(|l| l.kind.as_deref() == Some("vlan")).map(|l| l.name.clone()),
+            lower: lower(link).and_then(name_of),
             ..Default::default()
         }
     }
 
     /// Whose programs are there, if it is for us to ask.
-    fn read_programs(&mut self, instance: &str, own: Option<&Instance>, ours: &BTreeSet<u32>) {
+    fn read_programs(&mut self, ours: &BTreeSet<u32>, patient: &Patient<'_>) {
         let Link { name, index, .. } = &self.link;
-        let own = own.filter(|own| own.dir.is_here());
-        self.attached = own.and_then(|own| {
-            let attached = own.interfaces().ok()?.into_iter().find(|i| i.name == *name)?;
-            Some((attached.mode.to_string(), attached.state))
-        });
+        let own = patient.own.as_ref();
+        let attached = patient.attached.iter().find(|attached| attached.name == *name);
+        self.attached = attached.map(|attached| (attached.mode, attached.state));
+        self.is_wanted = own.is_some() && self.is_named;
         let device = Device::new(name.clone(), *index);
         self.conflict = [Place::Ingress, Place::Native]
             .into_iter()
-            .find_map(|place| attach::conflict(&device, place, instance, own).ok().flatten());
-        if let Some(Conflict::Program { id, .. }) = self.conflict {
-            self.conflict_link = xdp_link(*index, id);
+            .find_map(|place| attach::conflict(&device, place, patient.name, own).ok().flatten());
+        if let Some(Conflict::Program { program, .. }) = &self.conflict {
+            self.conflict_link = xdp_link(*index, program.id);
         }
-        self.foreign = foreign(*index, ours);
+        // Which are bmc's is as hidden as what they are.
+        self.foreign = if patient.is_hidden { None } else { foreign(*index, ours) };
     }
 
     fn judge(&self) -> Vec<Finding> {
@@ -268,6 +413,12 @@ impl Interface {
         !self.tells_features || self.has_feature(Xdp::BASIC)
     }
 
+    /// Whether `--mode auto` will try it.
+    fn tries_xdp(&self) -> bool {
+        let drops = self.xdp.as_ref().map(|xdp| xdp.drops_replies(self.link.kind.as_deref()));
+        self.may_have_xdp() && drops == Some(Some(false))
+    }
+
     fn has_feature(&self, feature: u64) -> bool {
         self.xdp.as_ref().is_some_and(|xdp| xdp.features & feature != 0)
     }
@@ -279,13 +430,13 @@ impl Interface {
     }
 
     fn judge_xdp(&self, findings: &mut Findings) {
-        let name = &self.link.name;
+        let (name, bmc) = (&self.link.name, &self.bmc);
         if !self.tells_features || self.xdp.is_none() {
             findings.add(
                 Level::Note,
                 "it is unknown whether its driver has native XDP; without it bmc answers as tc",
                 "Linux tells from 6.3 on",
-                format!("bmc attach {name} && bmc status   # shows the mode that it came to"),
+                format!("{bmc} attach {name} && {bmc} status   # shows the mode that it came to"),
             );
         } else if self.has_feature(Xdp::BASIC) {
             findings.ok(
@@ -301,10 +452,8 @@ impl Interface {
                     self.driver.as_deref().unwrap_or("it")
                 ),
                 match &self.lower {
-                    Some(lower) if self.link.kind.as_deref() != Some("veth") => {
-                        format!("bmc attach {lower}   # which it lies on")
-                    }
-                    _ => format!("bmc attach {name} --mode tc   # is what --mode auto comes to"),
+                    Some(lower) => format!("{bmc} attach {lower}   # which it lies on"),
+                    None => format!("{bmc} attach {name} --mode tc   # is what auto comes to"),
                 },
             );
         }
@@ -323,7 +472,11 @@ impl Interface {
                 "its frames may not fit into a page, as native XDP wants them: most drivers refuse, \
                  and bmc answers as tc",
                 format!("rtnetlink: MTU {mtu}"),
-                format!("ip link set dev {name} mtu {MTU_MAX}"),
+                format!(
+                    "{} attach {name} --mode tc   # what auto comes to; or, if all hosts of its \
+                     network have it: ip link set dev {name} mtu {MTU_MAX}",
+                    self.bmc
+                ),
             );
         }
         for (feature, offload, title) in
@@ -338,59 +491,68 @@ impl Interface {
                 );
             }
         }
-        let has_vlan = self.uppers.iter().any(|(_, kind)| kind == "vlan");
-        if has_vlan && self.has_offload("rx-vlan-hw-parse") {
+        if let (Some(vlan), true) = (&self.vlan, self.has_offload("rx-vlan-hw-parse")) {
             findings.add(
-                Level::Warning,
-                "it takes VLAN tags off before XDP sees them: what bmc answers to them goes out \
-                 without",
-                "ethtool -k: rx-vlan-hw-parse on",
+                Level::Note,
+                "it takes VLAN tags off, so that XDP does not see them: bmc answers those as tc",
+                format!("ethtool -k: rx-vlan-hw-parse on; {vlan} lies on it"),
                 format!("ethtool -K {name} rxvlan off"),
             );
         }
     }
 
-    /// A veth's peer drops what XDP sends it unless it has XDP or GRO itself.
+    /// See [`Xdp::drops_replies`].
     fn judge_veth(&self, findings: &mut Findings) {
-        if self.link.kind.as_deref() != Some("veth") {
-            return;
-        }
-        let name = &self.link.name;
-        let remedy =
-            format!("bmc attach {name} --mode tc   # or, at its peer: ethtool -K PEER gro on");
-        if !self.tells_features {
-            findings.add(
-                Level::Warning,
-                "is a veth: its peer may drop what XDP sends, and Linux tells from 6.3 on only",
-                "rtnetlink: a veth",
-                remedy,
-            );
-        } else if self.has_feature(Xdp::TRANSMIT) {
-            findings.ok("its peer takes what XDP sends", "netdev xdp-features: ndo-xmit");
+        let (kind, Some(xdp)) = (self.link.kind.as_deref(), &self.xdp) else { return };
+        let drops = match xdp.drops_replies(kind) {
+            Some(false) if kind == Some("veth") => {
+                findings.ok("its peer takes what XDP sends", "netdev xdp-features: ndo-xmit");
+                return;
+            }
+            Some(false) => return,
+            drops => drops.is_some(),
+        };
+        let is_native = self.attached.as_ref().is_some_and(|(mode, _)| *mode == "native");
+        let (does, evidence) = if drops {
+            ("drops", "netdev xdp-features: no ndo-xmit, of a veth")
         } else {
-            // Of the many veths of a host with containers, few are meant.
-            findings.add(
-                if self.is_named { Level::Blocker } else { Level::Warning },
-                "its peer drops what XDP sends: clients would get no replies",
-                "netdev xdp-features: no ndo-xmit, of a veth",
-                remedy,
-            );
-        }
+            ("may drop", "rtnetlink: a veth; Linux tells from 6.3 on")
+        };
+        let (level, so) = match (is_native, drops) {
+            (true, true) => (Level::Blocker, "clients get no replies"),
+            (true, false) => (Level::Warning, "clients may get no replies"),
+            (false, _) => (Level::Note, "bmc answers as tc"),
+        };
+        findings.add(
+            level,
+            format!("its peer {does} what XDP sends: {so}"),
+            evidence,
+            "ethtool -K PEER gro on   # at its peer",
+        );
     }
 
     fn judge_queues(&self, findings: &mut Findings) {
-        let (Some(channels), name) = (self.channels, &self.link.name) else { return };
+        let (Some(channels), name, cpus) = (self.channels, &self.link.name, self.cpus) else {
+            return;
+        };
         let Channels { rx, rx_max, tx, tx_max, is_combined } = channels;
-        let cpus = self.cpus;
+        let halves = self.driver.as_deref().is_some_and(|driver| HALVERS.contains(&driver));
+        let most = if halves { [rx_max.min(tx_max) / 2; 2] } else { [rx_max, tx_max] };
+        let [most_rx, most_tx] = most.map(|max| max.min(cpus));
         let evidence = format!("ethtool -l: {rx} of {rx_max} receive, {tx} of {tx_max} send");
-        let [could_rx, could_tx] = [(rx, rx_max), (tx, tx_max)].map(|(is, max)| max.min(cpus) > is);
-        let wanted = |max: u32| max.min(cpus);
-        if could_rx || could_tx {
-            let remedy = if is_combined {
-                format!("ethtool -L {name} combined {}", wanted(rx_max.max(tx_max)))
-            } else {
-                format!("ethtool -L {name} rx {} tx {}", wanted(rx_max), wanted(tx_max))
-            };
+        let remedy = if is_combined {
+            format!("ethtool -L {name} combined {}", most_rx.max(most_tx))
+        } else {
+            format!("ethtool -L {name} rx {most_rx} tx {most_tx}")
+        };
+        if halves && (rx > most[0] || tx > most[1]) {
+            findings.add(
+                Level::Warning,
+                "its driver keeps half of its queues for XDP and refuses it now",
+                evidence,
+                remedy,
+            );
+        } else if most_rx > rx || most_tx > tx {
             let what = format!(
                 "has fewer queues than it could have for {cpus} CPUs: bmc answers on as many CPUs \
                  as queues receive"
@@ -403,34 +565,28 @@ impl Interface {
 
     /// What it is a part of, or made of.
     fn judge_place(&self, findings: &mut Findings) {
-        let Link { name, kind, part_of, .. } = &self.link;
-        let part_of = part_of.as_deref().unwrap_or("group");
-        if let Some((master, is_named_too)) = &self.master {
-            let evidence = format!("rtnetlink: IFLA_MASTER {master}");
-            let remedy = format!("bmc attach {master}   # without {name}");
-            if *is_named_too {
-                findings.add(
-                    Level::Warning,
-                    format!(
-                        "is part of the {part_of} {master}, which is named too: what comes by \
-                             twice empties the cache"
-                    ),
-                    evidence,
-                    remedy,
-                );
-            } else {
-                findings.add(
-                    Level::Note,
-                    format!(
-                        "is part of the {part_of} {master}: attach to that, or to all its \
-                             parts, but not to both"
-                    ),
-                    evidence,
-                    remedy,
-                );
-            }
-        }
+        let (Link { name, kind, part_of, .. }, bmc) = (&self.link, &self.bmc);
         let kind = kind.as_deref().unwrap_or_default();
+        if let Some(Master { name: master, is_named, may_have_xdp }) = &self.master {
+            let part_of = part_of.as_deref().unwrap_or_default();
+            let (level, so) = match is_named {
+                true if *may_have_xdp && self.tries_xdp() => (
+                    Level::Blocker,
+                    ", which is named too: only one of them can have native XDP, and what comes by \
+                     twice empties the cache",
+                ),
+                true => {
+                    (Level::Warning, ", which is named too: what comes by twice empties the cache")
+                }
+                false => (Level::Note, ": attach to that, or to all its parts, but not to both"),
+            };
+            findings.add(
+                level,
+                format!("is part of the {part_of} {master}{so}"),
+                format!("rtnetlink: IFLA_MASTER {master}"),
+                format!("{bmc} attach {master}   # without {name}"),
+            );
+        }
         if !self.members.is_empty() {
             findings.add(
                 Level::Note,
@@ -439,22 +595,37 @@ impl Interface {
                     self.members.join(", ")
                 ),
                 format!("rtnetlink: a {kind}"),
-                format!("bmc attach {name}   # without {}", self.members.join(" ")),
+                format!("{bmc} attach {name}   # without {}", self.members.join(" ")),
             );
         }
-        if let (Some(lower), true) = (&self.lower, kind != "veth" && !kind.is_empty()) {
+        if let Some(lower) = &self.lower {
             findings.add(
                 Level::Note,
                 format!("is a {kind} on {lower}: attach to one of the two, but not to both"),
                 format!("rtnetlink: IFLA_LINK {lower}"),
-                format!("bmc attach {lower}   # without {name}"),
+                format!("{bmc} attach {lower}   # without {name}"),
+            );
+        }
+        // Of interfaces that nobody has named, few are meant.
+        if let (Some((above, is_ours)), true, None) =
+            (&self.xdp_above, self.is_named && self.tries_xdp(), &self.attached)
+        {
+            findings.add(
+                Level::Blocker,
+                format!("cannot have XDP while {above}, which is above it, has an XDP program"),
+                format!("rtnetlink: IFLA_XDP of {above}"),
+                if *is_ours {
+                    format!("{bmc} doctor {above}   # instead: bmc is attached there")
+                } else {
+                    format!("{bmc} attach {name} --mode tc   # or to {above}, without that program")
+                },
             );
         }
     }
 
     /// Whose programs are there.
     fn judge_programs(&self, findings: &mut Findings) {
-        let name = &self.link.name;
+        let (name, bmc) = (&self.link.name, &self.bmc);
         match &self.attached {
             Some((mode, State::Up)) => {
                 findings.ok(format!("bmc is attached ({mode})"), "/sys/fs/bpf/bmc");
@@ -463,67 +634,90 @@ impl Interface {
                 Level::Warning,
                 format!("bmc is attached, but {state}"),
                 "/sys/fs/bpf/bmc: a program is not where it was put",
-                format!("bmc attach {name} --replace"),
+                &self.attach_again,
             ),
             None => {}
         }
         match &self.conflict {
-            Some(conflict @ Conflict::Instance(other)) => findings.add(
-                Level::Blocker,
-                conflict.to_string(),
-                format!("/sys/fs/bpf/bmc/{other}"),
-                format!("bmc --instance {other} detach {name}"),
-            ),
-            Some(conflict @ Conflict::Program { id, .. }) => {
-                let removal = match self.conflict_link {
-                    Some(link) => format!("bpftool link detach id {link}"),
-                    None => format!("ip link set dev {name} xdp off"),
+            Some(conflict @ Conflict::Instance(other)) => {
+                let (level, verb) = if self.is_wanted {
+                    (Level::Blocker, "detach")
+                } else {
+                    (Level::Note, "doctor")
                 };
                 findings.add(
-                    Level::Blocker,
+                    level,
                     conflict.to_string(),
-                    format!("rtnetlink: IFLA_XDP program {id}"),
-                    format!("{removal}   # ask whose it is first, or: bmc attach {name} --mode tc"),
+                    format!("/sys/fs/bpf/bmc/{other}"),
+                    format!("{} {verb} {name}", self::bmc(other)),
+                );
+            }
+            Some(conflict @ Conflict::Program { program, .. }) => {
+                let removal = match self.conflict_link {
+                    Some(link) => format!("bpftool link detach id {link}"),
+                    None => format!("ip link set dev {name} {} off", program.mode),
+                };
+                findings.add(
+                    // As tc, bmc works beside it.
+                    if self.attached.is_some() { Level::Note } else { Level::Blocker },
+                    conflict.to_string(),
+                    format!("rtnetlink: IFLA_XDP program {}, {}", program.id, program.mode),
+                    format!(
+                        "{removal}   # ask whose it is first, or: {bmc} attach {name} --mode tc"
+                    ),
                 );
             }
             None => {}
         }
         let programs = self.xdp.iter().flat_map(|xdp| &xdp.programs);
-        for id in programs.filter(|_| self.is_hidden) {
+        for program in programs.filter(|_| self.foreign.is_none()) {
             findings.add(
                 Level::Note,
-                format!("has the XDP program {id}, which may be another's"),
+                format!("has the XDP program {}, which may be another's", program.id),
                 "rtnetlink: IFLA_XDP; /sys/fs/bpf/bmc is for root",
-                format!("sudo bmc doctor {name}"),
+                format!("sudo {bmc} doctor {name}"),
             );
         }
-        if self.is_hidden || self.foreign.is_none() {
+        if self.foreign.is_none() {
             findings.add(
                 Level::Note,
                 "cannot see what is attached as tc, or by bmc",
                 "/sys/fs/bpf/bmc and BPF_PROG_QUERY are for root",
-                format!("sudo bmc doctor {name}"),
+                format!("sudo {bmc} doctor {name}"),
             );
         }
-        for Foreign { side, carrier, name: program, id } in self.foreign.iter().flatten() {
+        for Foreign { side, carrier, name: program, id, is_first } in self.foreign.iter().flatten()
+        {
             let id = id.map(|id| format!(" (id {id})")).unwrap_or_default();
+            let query = if *carrier == "tcx" { "BPF_PROG_QUERY" } else { "RTM_GETTFILTER" };
+            let (level, so, remedy) = if *is_first {
+                (
+                    Level::Warning,
+                    "it runs before bmc there: unless it returns TCX_NEXT, bmc does not see what \
+                     passes",
+                    format!("{bmc} stats   # get_replies stays 0 then"),
+                )
+            } else {
+                (
+                    Level::Note,
+                    "what bmc answers does not get there",
+                    format!(
+                        "bpftool net show dev {name}   # fine if it does without those packets"
+                    ),
+                )
+            };
             findings.add(
-                Level::Note,
-                format!(
-                    "has the {carrier} {program}{id} at {side}: what bmc answers does not get there"
-                ),
-                format!(
-                    "{} of {name}, {side}",
-                    if *carrier == "tcx" { "BPF_PROG_QUERY" } else { "RTM_GETTFILTER" }
-                ),
-                format!("bpftool net show dev {name}   # fine if it does without those packets"),
+                level,
+                format!("has the {carrier} {program}{id} at {side}: {so}"),
+                format!("{query} of {name}, {side}"),
+                remedy,
             );
         }
     }
 
     fn json(&self) -> Value {
         let offload = |name: &str| self.offloads.as_ref().map(|offloads| offloads.contains(name));
-        let program = |id: &u32| json!({ "id": id, "name": kernel::prog_name(*id) });
+        let program = |p: &XdpProgram| json!({ "id": p.id, "name": kernel::prog_name(p.id) });
         json!({
             "name": self.link.name,
             "index": self.link.index,
@@ -532,7 +726,7 @@ impl Interface {
             "mtu": self.link.mtu,
             "driver": self.driver,
             "kind": self.link.kind,
-            "master": self.master.as_ref().map(|(name, _)| name),
+            "master": self.master.as_ref().map(|master| &master.name),
             "members": self.members,
             "lower": self.lower,
             "xdp_features": (self.tells_features && self.xdp.is_some()).then(|| self.features()),
@@ -573,9 +767,15 @@ fn foreign(ifindex: i32, ours: &BTreeSet<u32>) -> Option<Vec<Foreign>> {
         let name = |id| kernel::prog_name(id).unwrap_or_else(|| "of unknown name".into());
         match kernel::tcx(ifindex, link_type) {
             Ok(tcx) => {
-                for Tcx { program, .. } in tcx.iter().filter(|tcx| !ours.contains(&tcx.program)) {
-                    let (name, id) = (name(*program), Some(*program));
-                    all.push(Foreign { side, carrier: "tcx", name, id });
+                let is_ours = |tcx: &Tcx| ours.contains(&tcx.program);
+                // What is attached later comes first at ingress, last at egress.
+                let later = if side == "egress" { tcx.len() } else { 0 };
+                let at = tcx.iter().position(is_ours).unwrap_or(later);
+                for (i, Tcx { program, .. }) in tcx.iter().enumerate() {
+                    if !is_ours(&tcx[i]) {
+                        let (name, id) = (name(*program), Some(*program));
+                        all.push(Foreign { side, carrier: "tcx", name, id, is_first: i < at });
+                    }
                 }
             }
             Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => return None,
@@ -584,7 +784,8 @@ fn foreign(ifindex: i32, ours: &BTreeSet<u32>) -> Option<Vec<Foreign>> {
         for filter in netlink::filters(ifindex, parent).ok()? {
             if !filter.program.is_some_and(|id| ours.contains(&id)) {
                 let name = filter.program.map_or(filter.kind, name);
-                all.push(Foreign { side, carrier: "filter", name, id: filter.program });
+                let (carrier, id, is_first) = ("filter", filter.program, false);
+                all.push(Foreign { side, carrier, name, id, is_first });
             }
         }
     }
@@ -597,6 +798,8 @@ mod tests {
 
     fn good() -> Interface {
         Interface {
+            bmc: "bmc".into(),
+            attach_again: "bmc attach eth0 --replace".into(),
             link: Link {
                 name: "eth0".into(),
                 is_up: true,
@@ -647,7 +850,6 @@ mod tests {
 
     #[test]
     fn judges_what_no_interface_of_this_machine_is() {
-        use Level::Blocker;
         use Level::Note;
         use Level::Warning;
 
@@ -657,20 +859,20 @@ mod tests {
         says(Warning, "hardware GRO is on", "ethtool -K eth0 rx-gro-hw off", |i| {
             i.offloads = Some(["rx-gro-hw".into()].into());
         });
-        says(Warning, "takes VLAN tags off", "ethtool -K eth0 rxvlan off", |i| {
+        says(Note, "takes VLAN tags off", "ethtool -K eth0 rxvlan off", |i| {
             i.offloads = Some(["rx-vlan-hw-parse".into()].into());
-            i.uppers = vec![("eth0.5".into(), "vlan".into())];
+            i.vlan = Some("eth0.5".into());
         });
-        says(Warning, "may not fit into a page", "ip link set dev eth0 mtu 3498", |i| {
-            i.link.mtu = 3499;
-        });
+        let tc = "bmc attach eth0 --mode tc   # what auto comes to; or, if all hosts of its \
+                  network have it: ip link set dev eth0 mtu 3498";
+        says(Warning, "may not fit into a page", tc, |i| i.link.mtu = 3499);
         says(Note, "fewer queues", "ethtool -L eth0 combined 4", |i| {
             i.channels = Some(Channels { rx: 1, rx_max: 8, tx: 1, tx_max: 8, is_combined: true });
         });
         let unknown = "bmc attach eth0 && bmc status   # shows the mode that it came to";
         says(Note, "it is unknown whether", unknown, |i| i.tells_features = false);
         // Native XDP is out of the question, and so is what is in its way.
-        let tc = "bmc attach eth0 --mode tc   # is what --mode auto comes to";
+        let tc = "bmc attach eth0 --mode tc   # is what auto comes to";
         says(Note, "has no native XDP", tc, |i| {
             i.xdp = Some(Xdp::default());
             i.link.mtu = 9000;
@@ -681,17 +883,196 @@ mod tests {
         });
         says(Note, "is part of the bond bond0", "bmc attach bond0   # without eth0", |i| {
             i.link.part_of = Some("bond".into());
-            i.master = Some(("bond0".into(), false));
+            i.master = Some(Master { name: "bond0".into(), ..Default::default() });
         });
-        let veth = |i: &mut Interface| i.link.kind = Some("veth".into());
-        let tc = "bmc attach eth0 --mode tc   # or, at its peer: ethtool -K PEER gro on";
-        says(Warning, "its peer drops what XDP sends", tc, veth);
-        says(Blocker, "its peer drops what XDP sends", tc, |i| {
-            veth(i);
-            i.is_named = true;
+        says(Warning, "bmc is attached, but gone", "bmc attach eth0 --replace", |i| {
+            i.attached = Some(("tc", State::Gone));
         });
-        assert!(said(|i| (veth(i), i.tells_features = false).1).iter().any(|finding| {
-            finding.level == Warning && finding.what.contains("its peer may drop")
-        }));
+    }
+
+    #[test]
+    fn a_veth_blocks_only_where_replies_are_lost() {
+        use Level::Blocker;
+        use Level::Note;
+        use Level::Warning;
+
+        let features = Xdp::BASIC | Xdp::TRANSMIT;
+        let cases = [
+            (features, "native", Level::Ok, "its peer takes what XDP sends"),
+            (Xdp::BASIC, "", Note, "its peer drops what XDP sends: bmc answers as tc"),
+            (Xdp::BASIC, "tc", Note, "its peer drops what XDP sends: bmc answers as tc"),
+            (
+                Xdp::BASIC,
+                "native",
+                Blocker,
+                "its peer drops what XDP sends: clients get no replies",
+            ),
+            (0, "", Note, "its peer may drop what XDP sends: bmc answers as tc"),
+            (0, "native", Warning, "its peer may drop what XDP sends: clients may get no replies"),
+        ];
+        for (features, mode, level, what) in cases {
+            let mut veth = good();
+            veth.link.kind = Some("veth".into());
+            veth.xdp = Some(Xdp { features, ..Default::default() });
+            veth.attached = (!mode.is_empty()).then_some((mode, State::Up));
+            let mut findings = Findings::about("eth0");
+            veth.judge_veth(&mut findings);
+            let [found] = &findings.all[..] else { panic!("{:?}", findings.all) };
+            assert_eq!((found.level, &found.what[..]), (level, what));
+        }
+    }
+
+    #[test]
+    fn queues_of_drivers_that_keep_half_for_xdp_are_halved() {
+        use Level::Note;
+        use Level::Warning;
+
+        let with = |driver: &'static str, rx, rx_max, is_combined| {
+            move |i: &mut Interface| {
+                i.driver = Some(driver.into());
+                i.channels = Some(Channels { rx, rx_max, tx: rx, tx_max: rx_max, is_combined });
+            }
+        };
+        let refuses = "keeps half of its queues for XDP and refuses it now";
+        says(Warning, refuses, "ethtool -L eth0 combined 4", with("ena", 8, 8, true));
+        says(Warning, refuses, "ethtool -L eth0 combined 2", with("ena", 3, 4, true));
+        says(Warning, refuses, "ethtool -L eth0 rx 4 tx 4", with("gve", 16, 16, false));
+        says(Note, "fewer queues", "ethtool -L eth0 combined 2", with("ena", 1, 4, true));
+        assert_eq!(said(with("ena", 2, 4, true)), []);
+        assert_eq!(said(with("ice", 8, 8, true)), []);
+    }
+
+    #[test]
+    fn an_xdp_program_above_or_on_both_keeps_a_part_from_its_own() {
+        use Level::Blocker;
+
+        let above = |is_ours| {
+            move |i: &mut Interface| {
+                i.is_named = true;
+                i.xdp_above = Some(("bond0".into(), is_ours));
+            }
+        };
+        let cannot = "cannot have XDP while bond0, which is above it, has an XDP program";
+        let doctor = "bmc doctor bond0   # instead: bmc is attached there";
+        says(Blocker, cannot, doctor, above(true));
+        let tc = "bmc attach eth0 --mode tc   # or to bond0, without that program";
+        says(Blocker, cannot, tc, above(false));
+        // Nobody means this one, or it is attached as it can be.
+        assert_eq!(said(|i| (above(true)(i), i.is_named = false).1), []);
+        let deaf = said(|i| (above(true)(i), i.link.kind = Some("veth".into())).1);
+        assert!(deaf.iter().all(|finding| finding.level < Blocker), "{deaf:?}");
+        assert_eq!(said(|i| (above(true)(i), i.attached = Some(("tc", State::Up))).1), []);
+
+        let both = |may_have_xdp| {
+            move |i: &mut Interface| {
+                i.link.part_of = Some("bond".into());
+                i.master = Some(Master { name: "bond0".into(), is_named: true, may_have_xdp });
+            }
+        };
+        let bond = "bmc attach bond0   # without eth0";
+        says(Level::Warning, "which is named too: what comes by twice", bond, both(false));
+        says(Blocker, "only one of them can have native XDP", bond, both(true));
+    }
+
+    fn link(index: i32, name: &str, kind: &str) -> Link {
+        let kind = (!kind.is_empty()).then(|| kind.into());
+        Link { index, name: name.into(), kind, is_up: true, ..Default::default() }
+    }
+
+    fn part(index: i32, name: &str, of: (i32, &str)) -> Link {
+        Link { master: Some(of.0), part_of: Some(of.1.into()), ..link(index, name, "") }
+    }
+
+    fn on(lower: i32, link: Link) -> Link {
+        Link { lower: Some(lower), ..link }
+    }
+
+    /// A bond of eth0 and eth1 with a VLAN, a VRF with eth2, a tunnel over eth3, two
+    /// ends of a veth.
+    fn links() -> Vec<Link> {
+        vec![
+            link(1, "lo", ""),
+            part(2, "eth0", (10, "bond")),
+            part(3, "eth1", (10, "bond")),
+            part(4, "eth2", (11, "vrf")),
+            link(5, "eth3", ""),
+            link(10, "bond0", "bond"),
+            link(11, "vrf0", "vrf"),
+            on(10, link(12, "bond0.5", "vlan")),
+            on(5, link(13, "gre1", "gre")),
+            on(15, link(14, "veth0", "veth")),
+            on(14, link(15, "veth1", "veth")),
+        ]
+    }
+
+    #[test]
+    fn only_true_parts_and_layers_are_told_from_what_is_by_itself() {
+        let links = links();
+        let placed = |name: &str| {
+            let link = links.iter().find(|link| link.name == name).expect("one of them");
+            let Interface { master, members, lower, vlan, .. } =
+                Interface::placed(link, &links, &[2, 10].into());
+            let master = master.map(|master| format!("{} {}", master.name, master.is_named));
+            [master, Some(members.join(" ")), lower, vlan].map(Option::unwrap_or_default)
+        };
+        for (name, expected) in [
+            ("eth0", ["bond0 true", "", "", ""]),
+            ("eth1", ["bond0 false", "", "", ""]),
+            ("bond0", ["", "eth0 eth1", "", "bond0.5"]),
+            ("bond0.5", ["", "", "bond0", ""]),
+            ("eth2", [""; 4]),
+            ("vrf0", [""; 4]),
+            ("gre1", [""; 4]),
+            ("veth0", [""; 4]),
+        ] {
+            assert_eq!(placed(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn other_interfaces_are_those_that_share_nothing_with_the_named_ones() {
+        let links = links();
+        for (named, expected) in [
+            (&[5][..], "eth2 bond0 vrf0 gre1 veth0 veth1"),
+            (&[2], "eth2 eth3 vrf0 gre1 veth0 veth1"),
+            (&[4], "eth3 bond0 gre1 veth0 veth1"),
+            (&[12], "eth2 eth3 vrf0 gre1 veth0 veth1"),
+            (&[4, 5, 10, 11, 13, 14, 15], ""),
+        ] {
+            let named = named.iter().copied().collect();
+            assert_eq!(others(&named, &links).join(" "), expected, "{named:?}");
+        }
+    }
+
+    #[test]
+    fn what_runs_before_bmc_may_hide_packets_from_it() {
+        let foreign = |is_first| Foreign {
+            side: "egress",
+            carrier: "tcx",
+            name: "other".into(),
+            id: Some(7),
+            is_first,
+        };
+        let stats = "bmc stats   # get_replies stays 0 then";
+        says(Level::Warning, "at egress: it runs before bmc there", stats, |i| {
+            i.foreign = Some(vec![foreign(true)]);
+        });
+        let show = "bpftool net show dev eth0   # fine if it does without those packets";
+        says(Level::Note, "other (id 7) at egress: what bmc answers does not", show, |i| {
+            i.foreign = Some(vec![foreign(false)]);
+        });
+    }
+
+    #[test]
+    fn another_instance_is_in_the_way_only_of_one_that_is_attached() {
+        let other = |is_wanted| {
+            move |i: &mut Interface| {
+                i.is_wanted = is_wanted;
+                i.conflict = Some(Conflict::Instance("eth0".into()));
+            }
+        };
+        let has = "already has bmc's instance eth0";
+        says(Level::Note, has, "bmc --instance eth0 doctor eth0", other(false));
+        says(Level::Blocker, has, "bmc --instance eth0 detach eth0", other(true));
     }
 }

@@ -24,7 +24,11 @@ use serde_json::json;
 use super::Finding;
 use super::Findings;
 use super::Level;
+use super::Patient;
+use super::bmc;
 use crate::cli;
+use crate::instance;
+use crate::instance::ports;
 use crate::memcached;
 use crate::memcached::Heard;
 use crate::memcached::Problem;
@@ -37,13 +41,18 @@ const NAME: &str = "memcached";
 /// The memcacheds of this machine, as far as they can be seen.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memcacheds {
+    /// How a command about the instance starts.
+    bmc: String,
+    is_attached: bool,
     found: Vec<Memcached>,
     /// Processes in other network namespaces.
     elsewhere: Vec<i32>,
     /// Processes that we may not look into.
     hidden: Vec<i32>,
-    /// The ports that `bmc attach` watches without `--port`.
-    default_ports: Vec<u16>,
+    /// The ports that are watched, or that `bmc attach` watches without `--port`.
+    watched: Vec<u16>,
+    /// Those that each instance watches here, and how a command about it starts.
+    answered: Vec<(String, Vec<u16>)>,
     /// UDP datagrams that came to this network namespace, for anybody.
     datagrams: Option<u64>,
 }
@@ -91,11 +100,17 @@ impl Sockets {
 }
 
 impl Memcacheds {
-    pub(super) fn read() -> Self {
+    pub(super) fn read(patient: &Patient<'_>) -> Self {
         let sockets = Sockets::read();
         let here = system::network_namespace().ok();
         let mut all = Self {
-            default_ports: cli::Attach::with(&[]).map_or(Vec::new(), |args| args.ports),
+            bmc: patient.bmc.clone(),
+            is_attached: patient.own.is_some(),
+            watched: match patient.own.as_ref().and_then(|own| own.config().ok()) {
+                Some(config) => ports(&config),
+                None => cli::Attach::with(&[]).map_or(Vec::new(), |args| args.ports),
+            },
+            answered: answered(),
             datagrams: datagrams(),
             ..Default::default()
         };
@@ -114,7 +129,7 @@ impl Memcacheds {
             }
         }
         let known: BTreeSet<_> = all.found.iter().flat_map(|found| found.tcp.clone()).collect();
-        for port in &all.default_ports {
+        for port in &all.watched {
             let at_port = |at: &&SocketAddr| at.port() == *port && !known.contains(at);
             let tcp: BTreeSet<_> = sockets.tcp.values().filter(at_port).copied().collect();
             let udp: BTreeSet<_> = sockets.udp.values().filter(at_port).copied().collect();
@@ -152,7 +167,7 @@ impl Memcacheds {
                 Level::Note,
                 format!("cannot see what it listens on: process {}", list(&self.hidden)),
                 format!("/proc/{pid}/fd is for its user and root"),
-                "sudo bmc doctor",
+                format!("sudo {} doctor", self.bmc),
             );
         }
         if let Some(pid) = self.elsewhere.first() {
@@ -163,7 +178,7 @@ impl Memcacheds {
                     list(&self.elsewhere)
                 ),
                 format!("/proc/{pid}/ns/net"),
-                format!("nsenter --net=/proc/{pid}/ns/net bmc doctor"),
+                format!("nsenter --net=/proc/{pid}/ns/net {} doctor", self.bmc),
             );
         }
         if self.found.is_empty() && self.hidden.is_empty() {
@@ -189,9 +204,10 @@ impl Memcacheds {
             );
             return findings.all;
         };
-        let problems = found.heard.problems(&found.ports());
+        let problems = found.problems(&self.watched);
         for problem in &problems {
-            let level = if problem.is_fatal() { Level::Blocker } else { Level::Warning };
+            let is_blocker = problem.is_fatal() && found.is_at(&self.watched);
+            let level = if is_blocker { Level::Blocker } else { Level::Warning };
             let remedy = match problem {
                 Problem::NoUdp if found.has_external_storage() => {
                     "start it without external storage, with which memcached has no UDP".into()
@@ -227,13 +243,16 @@ impl Memcacheds {
                 "start it with -l ADDRESS, of the interface that its clients come in by",
             );
         }
-        if ports != self.default_ports {
-            let list: Vec<_> = ports.iter().map(ToString::to_string).collect();
+        if ports.iter().any(|port| !self.watched.contains(port)) {
+            let (replace, kept) =
+                if self.is_attached { (" --replace", &self.watched[..]) } else { ("", &[][..]) };
+            let all: BTreeSet<_> = kept.iter().chain(&ports).collect();
+            let list: Vec<_> = all.iter().map(ToString::to_string).collect();
             findings.add(
                 Level::Note,
                 "has other ports than bmc attach watches by itself",
                 found.evidence(),
-                format!("bmc attach IFACE --port {}", list.join(",")),
+                format!("{} attach IFACE --port {}{replace}", self.bmc, list.join(",")),
             );
         }
         let threads = found.setting("num_threads").and_then(|threads| threads.parse().ok());
@@ -249,7 +268,16 @@ impl Memcacheds {
                 found.restart("bmc memcached --", ""),
             );
         }
-        self.judge_gain(found, findings);
+        if let Some((bmc, _)) = self.answered.iter().find(|(_, ports)| found.is_at(ports)) {
+            findings.add(
+                Level::Note,
+                "counts only what bmc does not answer",
+                found.evidence(),
+                format!("{bmc} stats   # counts what it answers"),
+            );
+        } else {
+            self.judge_gain(found, findings);
+        }
     }
 
     /// What is known of what bmc will gain. memcached does not count UDP apart.
@@ -290,8 +318,14 @@ impl Memcacheds {
         }
     }
 
+    /// Whether one of them listens on all addresses.
+    pub(super) fn listen_everywhere(&self) -> bool {
+        let mut at = self.found.iter().flat_map(|found| found.tcp.iter().chain(&found.udp));
+        at.any(|at| at.ip().is_unspecified())
+    }
+
     pub(super) fn json(&self) -> Value {
-        self.found.iter().map(Memcached::json).collect()
+        self.found.iter().map(|found| found.json(&self.watched)).collect()
     }
 }
 
@@ -367,6 +401,21 @@ impl Memcached {
         ports.into_iter().collect()
     }
 
+    /// Whether it is one that is meant by these ports.
+    fn is_at(&self, ports: &[u16]) -> bool {
+        self.ports().iter().any(|port| ports.contains(port))
+    }
+
+    /// As `bmc attach` judges it, by the ports that are watched, if it is meant; else
+    /// as one that was told its ports would.
+    fn problems(&self, watched: &[u16]) -> Vec<Problem> {
+        if self.is_at(watched) {
+            self.heard.problems(watched)
+        } else {
+            self.heard.problems(&self.ports())
+        }
+    }
+
     fn setting(&self, name: &str) -> Option<&str> {
         match &self.heard {
             Heard::Stats(settings) => settings.get(name).map(String::as_str),
@@ -404,13 +453,15 @@ impl Memcached {
         words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
-    fn json(&self) -> Value {
+    fn json(&self, watched: &[u16]) -> Value {
         let texts = |addresses: &[SocketAddr]| -> Vec<_> {
             addresses.iter().map(ToString::to_string).collect()
         };
-        let problems = self.heard.problems(&self.ports());
-        let is_on = |name| self.setting(name).map(|value| value == "yes");
-        let has = |problem| problems.contains(&problem);
+        let problems = self.problems(watched);
+        let has = |problem| {
+            let has = problems.contains(&problem);
+            (has || self.setting("tcpport").is_some()).then_some(has)
+        };
         json!({
             "pid": self.process,
             "version": self.counters.get("version"),
@@ -418,9 +469,9 @@ impl Memcached {
             "udp": texts(&self.udp),
             "unix": self.unix,
             "threads": self.setting("num_threads").and_then(|n| n.parse::<u32>().ok()),
-            "tls": if has(Problem::Tls) { Some(true) } else { is_on("ssl_enabled") },
-            "proxy": if has(Problem::Proxy) { Some(true) } else { self.setting("tcpport").map(|_| false) },
-            "password": if has(Problem::Password) { Some(true) } else { self.setting("tcpport").map(|_| false) },
+            "tls": has(Problem::Tls),
+            "proxy": has(Problem::Proxy),
+            "password": has(Problem::Password),
             "external_storage": (!self.counters.is_empty()).then(|| self.has_external_storage()),
             "servable": self.heard != Heard::Nobody && problems.is_empty(),
         })
@@ -434,6 +485,14 @@ fn quoted(argument: &str) -> String {
         return argument.into();
     }
     format!("'{}'", argument.replace('\'', r"'\''"))
+}
+
+/// See [`Memcacheds::answered`].
+fn answered() -> Vec<(String, Vec<u16>)> {
+    let all = instance::others("").unwrap_or_default();
+    let here = all.iter().filter(|instance| instance.dir.is_here());
+    here.filter_map(|instance| Some((bmc(&instance.name), ports(&instance.config().ok()?))))
+        .collect()
 }
 
 /// UDP datagrams that were received in this network namespace, IPv4 and IPv6.
@@ -469,8 +528,8 @@ mod tests {
     fn says(level: Level, what: &str, remedy: &str, change: impl Fn(&mut Memcached)) {
         let mut found = memcached();
         change(&mut found);
-        let all =
-            Memcacheds { found: vec![found], default_ports: vec![21977], ..Default::default() };
+        let (bmc, watched) = ("bmc".into(), vec![21977]);
+        let all = Memcacheds { bmc, watched, found: vec![found], ..Default::default() };
         let findings = all.judge();
         let found = findings.iter().find(|finding| finding.what.contains(what));
         let found = found.unwrap_or_else(|| panic!("{findings:?}"));
@@ -491,6 +550,16 @@ mod tests {
         // A listener that was inherited, and is no part of what we see.
         says(Level::Blocker, "takes writes on TCP port 1 too", "--port 1", set("tcpport", "1"));
         says(Level::Warning, "has UDP port 2", "--port 2", set("udpport", "2"));
+        // Attach asks at its ports alone.
+        says(Level::Warning, "uses TLS", "turn TLS off", |m| {
+            set("ssl_enabled", "yes")(m);
+            m.tcp[0].set_port(1);
+            m.udp[0].set_port(1);
+        });
+        says(Level::Blocker, "takes writes on TCP port 1 too", "--port 1", |m| {
+            set("tcpport", "1")(m);
+            m.tcp[0].set_port(1);
+        });
         says(Level::Note, "does not answer", "memcached-tool 127.0.0.1:21977", |m| {
             m.heard = Heard::Nobody;
         });
@@ -522,5 +591,28 @@ mod tests {
             found.restart("memcached", "-U 1"),
             r"memcached -s '/tmp/it'\''s here' '' -D 'a;b' -U 1"
         );
+    }
+
+    #[test]
+    fn what_a_memcached_does_not_tell_of_it_has_not() {
+        let mut found = memcached();
+        let Heard::Stats(stats) = &mut found.heard else { panic!("it was heard") };
+        stats.remove("ssl_enabled");
+        assert_eq!(found.json(&[21977])["tls"], false);
+        found.heard = Heard::Locked;
+        let json = found.json(&[21977]);
+        assert_eq!((&json["password"], &json["tls"]), (&Value::Bool(true), &Value::Null));
+    }
+
+    #[test]
+    fn counters_are_not_judged_while_bmc_answers() {
+        let mut all =
+            Memcacheds { watched: vec![21977], found: vec![memcached()], ..Default::default() };
+        let counters = [("cmd_get", "9"), ("get_hits", "0"), ("cmd_set", "1")];
+        all.found[0].counters = counters.map(|(k, v)| (k.into(), v.into())).into();
+        let says = |all: &Memcacheds, what| all.judge().iter().any(|f| f.what.contains(what));
+        assert!(says(&all, "found 0 %") && !says(&all, "counts only"));
+        all.answered = vec![("bmc".into(), vec![21977])];
+        assert!(!says(&all, "found 0 %") && says(&all, "counts only"));
     }
 }
