@@ -147,7 +147,7 @@ fn says_what_is_missing() {
 /// What a bench could leave on the machine: names of network namespaces and of
 /// devices, pins.
 fn traces() -> Vec<String> {
-    const DEVICES: [&str; 8] = [
+    const DEVICES: [&str; 9] = [
         "without",
         "native",
         "tc",
