@@ -4,8 +4,8 @@
 //!
 //! No program counts requests by key: a hit would pay for it. But each CPU keeps the
 //! hash of the key that it was asked for last. Looked at now and then it stands for
-//! all keys that this CPU was asked for since: their number is known. So what this
-//! costs depends neither on the load nor on the size of the cache.
+//! all GETs that this CPU got since: their number is known. Of a GET with several keys
+//! the last stands for it. So what this costs depends neither on the load nor on the size of the cache.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -205,7 +205,7 @@ struct Maps {
     identity: Option<u64>,
     stats: MapHandle,
     scratch: MapHandle,
-    /// Keys that each CPU had been asked for at the last sample.
+    /// GETs that each CPU had got at the last sample.
     counts: Vec<u64>,
 }
 
@@ -246,8 +246,8 @@ impl Watch {
         let now = Instant::now();
         let part = part(now - self.sampled, self.next.saturating_duration_since(self.sampled));
         self.asked.seconds += part * (now - self.sampled).as_secs_f64();
-        for (hash, keys) in self.maps.sample()? {
-            self.asked.add(hash, part * keys as f64);
+        for (hash, gets) in self.maps.sample()? {
+            self.asked.add(hash, part * gets as f64);
         }
         self.sampled = now;
         self.next = now + pause() * self.maps.counts.len().div_ceil(CPUS) as u32;
@@ -350,7 +350,7 @@ impl Maps {
             );
         }
         let stats = instance.dir.map("stats")?;
-        let counts = keys_asked(&stats)?;
+        let counts = gets(&stats)?;
         Ok(Self {
             dir: instance.dir.clone(),
             identity: instance.dir.identity(),
@@ -366,10 +366,10 @@ impl Maps {
     }
 
     /// For each CPU that was asked for something since it was last looked at: the hash
-    /// of its last key, and how many keys there were.
+    /// of its last key, and how many GETs there were.
     fn sample(&mut self) -> Result<Vec<(u64, u64)>> {
         // In this order: the last key may not be counted yet, and is then next time.
-        let counts = keys_asked(&self.stats)?;
+        let counts = gets(&self.stats)?;
         let before = std::mem::replace(&mut self.counts, counts);
         if before == self.counts {
             return Ok(Vec::new());
@@ -392,9 +392,9 @@ fn last_hash(scratch: &[u8]) -> Option<u64> {
     Some(u64::from_ne_bytes(*bytes))
 }
 
-fn keys_asked(stats: &MapHandle) -> Result<Vec<u64>> {
+fn gets(stats: &MapHandle) -> Result<Vec<u64>> {
     let sample = stats::Sample::read(stats)?;
-    Ok(sample.cpus().iter().map(|cpu| cpu.get("get_keys")).collect())
+    Ok(sample.cpus().iter().map(|cpu| cpu.get("get_requests")).collect())
 }
 
 /// How often keys were asked for, by their hashes; less for what is long ago.
@@ -407,9 +407,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn add(&mut self, hash: u64, keys: f64) {
-        *self.keys.entry(hash).or_default() += keys;
-        self.all += keys;
+    fn add(&mut self, hash: u64, gets: f64) {
+        *self.keys.entry(hash).or_default() += gets;
+        self.all += gets;
         self.samples += 1.0;
         if self.keys.len() > TOLD_APART {
             self.keys = self.by_count().into_iter().take(TOLD_APART / 2).collect();
