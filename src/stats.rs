@@ -297,10 +297,7 @@ pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
     ctrlc::set_handler(|| process::exit(0)).context("cannot wait for signals")?;
     let mut rounds = 0..args.count.unwrap_or(u64::MAX);
     if format == Format::Table && !args.per_cpu {
-        let wait = || {
-            sleep(interval);
-            rounds.next().is_some()
-        };
+        let wait = || rounds.next().inspect(|_| sleep(interval)).is_some();
         return follow(name, wait, out);
     }
     if rounds.next().is_some() {
