@@ -36,6 +36,7 @@ use ratatui::crossterm::execute;
 
 use crate::cli;
 use crate::instance::NotAttached;
+use crate::stats::print_line;
 use sample::State;
 use sample::Watch;
 use view::Controls;
@@ -57,8 +58,6 @@ pub fn run(args: &cli::Top, name: &str, out: &mut impl Write) -> Result<()> {
 }
 
 fn lines(args: &cli::Top, watch: &mut Watch, out: &mut impl Write) -> Result<()> {
-    const TITLE_EVERY: u64 = 20;
-
     // Signals end it as they do other commands, so nothing comes in.
     let (_input, inputs) = mpsc::channel();
     for line in 0..args.count.unwrap_or(u64::MAX) {
@@ -66,13 +65,10 @@ fn lines(args: &cli::Top, watch: &mut Watch, out: &mut impl Write) -> Result<()>
         let state = watch.refresh()?;
         if args.json {
             writeln!(out, "{}", state.to_json())?;
+            out.flush()?;
         } else {
-            if line % TITLE_EVERY == 0 {
-                writeln!(out, "{}", State::title())?;
-            }
-            writeln!(out, "{}", state.line())?;
+            print_line(line, &State::title(), &state.line(), out)?;
         }
-        out.flush()?;
     }
     Ok(())
 }
@@ -118,12 +114,16 @@ fn screen(args: &cli::Top, watch: &mut Watch, first: State) -> Result<()> {
         });
         thread::spawn(move || {
             while let Ok(event) = event::read() {
-            let _ = input.send(Input::End);
                 if input.send(Input::Event(event)).is_err() {
                     return;
                 }
             }
+            let _ = input.send(Input::End);
         });
+        follow(args, watch, first, terminal, &inputs)
+    })
+}
+
 /// Returns when the terminal is gone, of which crossterm takes no notice: it reads in
 /// vain, again and again. Not everybody gets a signal then.
 fn wait_for_hangup() {
@@ -131,10 +131,6 @@ fn wait_for_hangup() {
     // Nothing but its end and errors, which need not be asked for.
     let mut terminal = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
     while poll(&mut terminal, PollTimeout::NONE) == Err(Errno::EINTR) {}
-}
-
-        follow(args, watch, first, terminal, &inputs)
-    })
 }
 
 /// Shows a state after the other until a key, a signal or `--count` ends it.

@@ -36,9 +36,11 @@ use crate::kernel::ProgInfo;
 use crate::output::classes_json;
 use crate::output::escaped;
 use crate::output::interfaces_json;
+use crate::output::state_name;
 use crate::skel::types::bmc_scratch;
 use crate::stats;
 use crate::stats::Rates;
+use crate::stats::per_cpu_json;
 use crate::stats::tenths;
 use crate::stats::unix_time;
 use crate::system;
@@ -152,11 +154,6 @@ impl State {
             .programs
             .iter()
             .map(|p| json!({ "name": p.name, "runs": p.runs.map(tenths), "ns_per_run": p.ns }));
-        let cpus = self.cpus.iter().enumerate().map(|(cpu, rates)| {
-            let mut object = Map::from_iter([("cpu".to_string(), json!(cpu))]);
-            object.extend(rates.to_json());
-            Value::from(object)
-        });
         let keys = self.keys.iter().map(|hot| {
             let entry = serde_json::from_str(&hot.entry.to_json());
             let mut object: Map<_, _> = entry.expect("it is written as JSON");
@@ -168,12 +165,12 @@ impl State {
             "version": env!("CARGO_PKG_VERSION"),
             "instance": self.instance,
             "time": unix_time(),
-            "state": if self.is_idle { "idle" } else { "caching" },
+            "state": state_name(self.is_idle),
             "up_s": self.up.map(|up| up.as_secs()),
             "seconds": self.rates.as_ref().map(Rates::seconds),
             "rates": self.rates.as_ref().map(Rates::to_json),
             "hit_ratio": self.rates.as_ref().and_then(Rates::hit_ratio).map(tenths),
-            "per_cpu": cpus.collect::<Value>(),
+            "per_cpu": per_cpu_json(self.cpus.iter().map(Rates::to_json)),
             "interfaces": interfaces_json(&self.interfaces),
             "loopback": self.loopback,
             "memory_bytes": self.memory,
