@@ -324,20 +324,33 @@ fn the_dashboard_asks_only_for_what_there_is() {
                 assert!(family.is_some(), "{title}: no metric bmc_{name}");
                 asked.insert((*name).to_string());
             }
-            // Labels: in {} and in by ().
-            for labels in expr.split("by (").skip(1) {
-                for label in labels.split(')').next().expect("an end").split(", ") {
-                    let known = ["bmc_instance", "le"].contains(&label)
+            let chosen = r#"{instance=~"$instance", bmc_instance=~"$bmc_instance"}"#;
+            assert_eq!(expr.replace(chosen, "").matches('{').count(), 0, "{title}: {expr}");
+            let legend = target["legendFormat"].as_str().unwrap_or_default();
+            let lists = ["by (", "on (", "group_left ("].map(|list| (expr, list, ")"));
+            for (text, start, end) in lists.into_iter().chain([(legend, "{{", "}}")]) {
+                let lists = text.split(start).skip(1);
+                let labels: Vec<_> = lists
+                    .flat_map(|rest| rest.split(end).next().expect("an end").split(", "))
+                    .collect();
+                // Prometheus' own is the host: instances of several have one name.
+                let names_host = !labels.contains(&"bmc_instance") || labels.contains(&"instance");
+                assert!(names_host, "{title}: mixes hosts: {text}");
+                for label in labels {
+                    let known = ["instance", "bmc_instance"].contains(&label)
                         || families.iter().any(|family| family.labels.contains(&label));
                     assert!(known, "{title}: no label {label}");
                 }
             }
-            let legend = target["legendFormat"].as_str().unwrap_or_default();
-            for label in legend.split("{{").skip(1).filter_map(|rest| rest.split("}}").next()) {
-                let known = label == "bmc_instance"
-                    || families.iter().any(|family| family.labels.contains(&label));
-                assert!(known, "{title}: no label {label}");
-            }
+        }
+    }
+    for variable in dashboard["templating"]["list"].as_array().expect("a list") {
+        if variable["type"] == "query" {
+            let name = variable["name"].as_str().expect("each has a name");
+            let query = variable["query"].as_str().expect("a text");
+            let asks =
+                query.starts_with("label_values(bmc_up") && query.ends_with(&format!(", {name})"));
+            assert!(asks, "{name}: {query}");
         }
     }
     for name in ["up", "hits_total", "misses_total", "passes_total", "class_used_bytes"] {
