@@ -41,6 +41,7 @@ use common::TLS;
 use common::can_run;
 use common::eventually;
 use common::run;
+use common::skipped;
 use common::total;
 
 const DONE: i32 = 0;
@@ -574,12 +575,13 @@ fn a_driver_that_refuses_xdp_is_worked_around_or_told() {
 
 #[test]
 fn a_veth_whose_peer_drops_what_xdp_sends_is_attached_by_tc() {
-    if !can_run("a_veth_whose_peer_drops_what_xdp_sends_is_attached_by_tc") {
+    let test = "a_veth_whose_peer_drops_what_xdp_sends_is_attached_by_tc";
+    if !can_run(test) {
         return;
     }
     let bed = Bed::new("deaf", TCX);
     if bed.net.server.within(|| kernel::xdp(1).expect("lo is there").features) == 0 {
-        eprintln!("skipped: this kernel does not tell what a veth can");
+        skipped(test, "this kernel does not tell what a veth can");
         return;
     }
     bed.add_pair();
