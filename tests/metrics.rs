@@ -327,15 +327,16 @@ fn the_dashboard_asks_only_for_what_there_is() {
             let chosen = r#"{instance=~"$instance", bmc_instance=~"$bmc_instance"}"#;
             assert_eq!(expr.replace(chosen, "").matches('{').count(), 0, "{title}: {expr}");
             let legend = target["legendFormat"].as_str().unwrap_or_default();
-            let lists = ["by (", "on (", "group_left ("].map(|list| (expr, list, ")"));
-            for (text, start, end) in lists.into_iter().chain([(legend, "{{", "}}")]) {
-                let lists = text.split(start).skip(1);
-                let labels: Vec<_> = lists
-                    .flat_map(|rest| rest.split(end).next().expect("an end").split(", "))
-                    .collect();
+            let lists = ["by (", "on (", "group_left ("].map(|list| expr.split(list).skip(1));
+            let lists = lists.into_iter().flatten();
+            let lists = lists.map(|rest| rest.split(')').next().expect("an end").split(", "));
+            let mut lists: Vec<Vec<_>> = lists.map(Iterator::collect).collect();
+            let shown = legend.split("{{").skip(1);
+            lists.push(shown.map(|rest| rest.split("}}").next().expect("an end")).collect());
+            for labels in lists {
                 // Prometheus' own is the host: instances of several have one name.
                 let names_host = !labels.contains(&"bmc_instance") || labels.contains(&"instance");
-                assert!(names_host, "{title}: mixes hosts: {text}");
+                assert!(names_host, "{title}: mixes hosts: {labels:?}");
                 for label in labels {
                     let known = ["instance", "bmc_instance"].contains(&label)
                         || families.iter().any(|family| family.labels.contains(&label));
