@@ -76,6 +76,7 @@ ask() {
 	gets_before=$(gets) hits_before=$(hits)
 	reply=$(over_udp "$1")
 	value=$(sed -n 2p <<<"$reply")
+	[[ -n $value ]] || die "no reply"
 	if [[ $(gets) -gt $gets_before ]]; then
 		who=memcached
 	elif [[ $(hits) -gt $hits_before ]]; then
@@ -107,7 +108,7 @@ for namespace in "$server" "$client"; do
 	ip -n "$namespace" link set eth0 up
 done
 # A veth takes frames that its peer's XDP sends only when it has an XDP program
-# too: one that passes everything.
+# too: one that passes everything. GRO alone does not do for XDP_TX.
 clang=${BMC_CLANG:-$(compgen -c clang- | grep -xE 'clang-[0-9]+' | sort -Vr | head -n 1)}
 echo '__attribute__((section("xdp"), used)) int pass(void *ctx) { return 2; }' |
 	"$clang" -O2 -target bpf -x c -c - -o "$work/pass.o"
@@ -149,6 +150,8 @@ programs=$(for pin in rx rx_tc tx flush; do
 	bpftool prog show pinned "/sys/fs/bpf/bmc/demo/$pin" | sed -n 's/^\([0-9]*\):.*/\1/p'
 done)
 [[ -n $programs ]] || die "bmc has no programs"
+bmc detach
+[[ ! -e /sys/fs/bpf/bmc/demo ]] || die "its pins are left"
 clean_up
 sleep 0.2 # the kernel frees programs a moment later
 for program in $programs; do

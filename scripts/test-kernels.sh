@@ -168,7 +168,6 @@ boot() {
 		-kernel "$at/vmlinuz" -initrd "$at/initrd" -append "console=ttyS0 loglevel=4 panic=-1 \
 			mitigations=off -- $root/scripts/test-kernels.sh $out $at/lib/modules"
 }
-mkdir -p "$kernels"
 
 # report <kernel>: a line of the table for each target; fails if one has failed.
 report() {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-# Every check there is, from a bare Debian 12 with rustup: installs the Debian
-# packages that are missing, then checks format and lints, runs all tests, and
-# builds and loads the BPF programs with every clang that is supported.
+# Every check there is, but for those on older kernels (test-kernels.sh), from a bare
+# Debian 12 with rustup: installs the Debian packages that are missing, then checks
+# format and lints, runs all tests and the demo, and builds and loads the BPF programs
+# with every clang that is supported.
 #
 # Run it as root: the kernel lets nobody else load the programs or make network
 # namespaces. Otherwise what needs root is skipped, and said to be.
@@ -36,6 +37,11 @@ skip() {
 	skipped+=("$1")
 }
 
+# It prints what README.md shows.
+demo() {
+	scripts/demo.sh | diff <(sed -n '/^1\. A client/,/^```$/{/^```$/!p}' README.md) -
+}
+
 # What a test run changes in the work tree would be committed by accident.
 before=$(git status --porcelain)
 
@@ -45,7 +51,9 @@ for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done
 
-stage "shell syntax" bash -n scripts/*.sh .ci/run tests/package/boot.sh
+for script in scripts/*.sh .ci/run tests/package/boot.sh; do
+	stage "$script" bash -n "$script"
+done
 for script in scripts/deb/{textfile,postinst,prerm,postrm}; do
 	stage "$script" sh -n "$script"
 done
@@ -57,10 +65,12 @@ else
 	skip "clang-format" "clang-format-19 is missing"
 fi
 stage "clippy" cargo clippy --locked --all-targets -- -D warnings
-if [[ -x scripts/verifier.sh && $EUID -eq 0 ]]; then
+if [[ $EUID -eq 0 ]]; then
 	stage "verifier" scripts/verifier.sh
-elif [[ -x scripts/verifier.sh ]]; then
+	stage "demo" demo
+else
 	skip "verifier" "it needs root"
+	skip "demo" "it needs root"
 fi
 stage "fuzz the parsers" scripts/fuzz.sh 200000
 stage "cargo test" cargo test --locked --no-fail-fast

@@ -286,22 +286,27 @@ impl Hook {
     }
 
     /// Whether its program runs on the interface that has its index in this network
-    /// namespace.
-    pub fn is_in_place(&self, owner: Owner, dir: &Path) -> bool {
+    /// namespace. Fails without the right to ask (`CAP_NET_ADMIN`).
+    pub fn try_is_in_place(&self, owner: Owner, dir: &Path) -> io::Result<bool> {
         let index = self.device.index;
-        match (self.carrier, self.place) {
+        Ok(match (self.carrier, self.place) {
             (Carrier::Filter, _) => self.filter_program(owner).is_some(),
             (Carrier::Link, Place::Native | Place::Generic) => {
-                let programs = kernel::xdp(index).unwrap_or_default().programs;
+                let programs = unless_refused(kernel::xdp(index))?.programs;
                 let runs = |id| programs.iter().any(|program| program.id == id);
                 self.link(dir).is_ok_and(|(_, info)| runs(info.prog_id))
             }
             (Carrier::Link, _) => {
-                let tcx = kernel::tcx(index, self.place.link_type()).unwrap_or_default();
+                let tcx = unless_refused(kernel::tcx(index, self.place.link_type()))?;
                 let has = |id| tcx.iter().any(|tcx| tcx.link == Some(id));
                 self.link(dir).is_ok_and(|(_, info)| has(info.id))
             }
-        }
+        })
+    }
+
+    /// The same for those who attach, and so have the right.
+    pub fn is_in_place(&self, owner: Owner, dir: &Path) -> bool {
+        self.try_is_in_place(owner, dir).unwrap_or(false)
     }
 
     /// The id of the program that runs here; None if the interface is gone.
@@ -402,6 +407,14 @@ fn ignore_missing(ret: io::Result<()>) -> io::Result<()> {
     match ret {
         Err(err) if matches!(err.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => Ok(()),
         ret => ret,
+    }
+}
+
+/// What runs on an interface: nothing if that is gone.
+fn unless_refused<T: Default>(answer: io::Result<T>) -> io::Result<T> {
+    match answer {
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(err),
+        answer => Ok(answer.unwrap_or_default()),
     }
 }
 

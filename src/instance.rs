@@ -500,15 +500,22 @@ impl Instance {
             if hooks[0].is_on_loopback() {
                 continue;
             }
-            let runs = |hook: &&Hook| {
-                let (owner, links) = (self.dir.owner(), &links);
-                let is_in_place = is_here && hook.is_in_place(owner, links);
-                is_in_place || !is_here && hook.program_id(owner, links).is_some()
-            };
+            let name = self.dir.name_of(&hooks[0].device);
+            let mut running = 0;
+            for hook in hooks {
+                let owner = self.dir.owner();
+                let runs = if is_here {
+                    let in_place = hook.try_is_in_place(owner, &links);
+                    in_place.with_context(|| format!("cannot see what runs on {name}"))?
+                } else {
+                    hook.program_id(owner, &links).is_some()
+                };
+                running += usize::from(runs);
+            }
             let all = [Place::Egress, Place::Ingress]
                 .iter()
                 .all(|place| hooks.iter().any(|hook| hook.place == *place));
-            let state = match hooks.iter().filter(runs).count() {
+            let state = match running {
                 0 => State::Gone,
                 n if n == hooks.len() && all => State::Up,
                 _ => State::Incomplete,
@@ -518,7 +525,7 @@ impl Instance {
                 Some(Place::Generic) => "generic",
                 _ => "tc",
             };
-            interfaces.push(Interface { name: self.dir.name_of(&hooks[0].device), mode, state });
+            interfaces.push(Interface { name, mode, state });
         }
         Ok(interfaces)
     }

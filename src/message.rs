@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Messages for people, on stderr, and what libbpf has to say.
 
+use std::io;
+use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
@@ -23,9 +25,9 @@ pub fn init(verbose: bool) {
     })));
 }
 
-/// Tells something.
+/// Tells something, if anybody can still be told: a terminal may be gone.
 pub fn tell(text: &str) {
-    eprintln!("bmc: {text}");
+    let _ = writeln!(io::stderr(), "bmc: {text}");
 }
 
 /// Tells something with `-v` only.

@@ -107,15 +107,14 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         .iter()
         .map(|p| json!({ "name": p.name, "id": p.id, "runs": p.runs, "ns_per_run": p.cost() }))
         .collect();
-    let ports: Vec<_> = ports(cfg);
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
-        "state": if instance.is_idle()? { "idle" } else { "caching" },
+        "state": state_name(instance.is_idle()?),
         "since": instance.since_unix(),
         "interfaces": interfaces_json(&instance.interfaces()?),
         "loopback": instance.watches_loopback()?,
-        "ports": ports,
+        "ports": ports(cfg),
         "max_age_ms": cfg.max_age / 1_000_000,
         "unknown_ttl_ms": cfg.unknown_ttl / 1_000_000,
         "allow": allowed(cfg),
@@ -124,6 +123,11 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "classes": classes_json(&instance.classes()?),
         "programs": programs,
     }))
+}
+
+/// Whether an instance idles, as in `status --json`.
+pub fn state_name(is_idle: bool) -> &'static str {
+    if is_idle { "idle" } else { "caching" }
 }
 
 /// What is attached where, as in `status --json`.
@@ -146,7 +150,7 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     if instance.is_idle()? {
         row("state", "idle: an attach or detach was interrupted (bmc flush ends that)");
     } else {
-        row("state", "caching");
+        row("state", state_name(false));
     }
     for (i, iface) in instance.interfaces()?.iter().enumerate() {
         let title = if i == 0 { "interfaces" } else { "" };

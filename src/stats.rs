@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! The counters: read, summed, subtracted, shown.
 
+use std::io;
 use std::io::Write;
 use std::process;
 use std::thread::sleep;
@@ -24,6 +25,7 @@ use crate::instance::Instance;
 use crate::instance::NotAttached;
 use crate::metrics;
 use crate::output::grouped;
+use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
@@ -297,10 +299,7 @@ pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
     ctrlc::set_handler(|| process::exit(0)).context("cannot wait for signals")?;
     let mut rounds = 0..args.count.unwrap_or(u64::MAX);
     if format == Format::Table && !args.per_cpu {
-        let wait = || {
-            sleep(interval);
-            rounds.next().is_some()
-        };
+        let wait = || rounds.next().inspect(|_| sleep(interval)).is_some();
         return follow(name, wait, out);
     }
     if rounds.next().is_some() {
@@ -370,28 +369,27 @@ fn table(sample: &Sample, per_cpu: bool) -> String {
 }
 
 fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
-    let interfaces: Vec<_> = instance
-        .interfaces()?
-        .into_iter()
-        .map(|i| json!({ "name": i.name, "mode": i.mode }))
-        .collect();
     let mut object = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
         "time": unix_time(),
         "since": instance.since_unix(),
-        "interfaces": interfaces,
+        "interfaces": interfaces_json(&instance.interfaces()?),
         "totals": sample.total().to_json(),
     });
     if per_cpu {
-        let cpus = sample.cpus.iter().enumerate().map(|(cpu, counters)| {
-            let mut object = Map::from_iter([("cpu".to_string(), json!(cpu))]);
-            object.extend(counters.to_json());
-            Value::from(object)
-        });
-        object["per_cpu"] = cpus.collect();
+        object["per_cpu"] = per_cpu_json(sample.cpus.iter().copied().map(Counters::to_json));
     }
     Ok(format!("{object}\n"))
+}
+
+/// What is known of each CPU, with its number first.
+pub fn per_cpu_json(cpus: impl Iterator<Item = Map<String, Value>>) -> Value {
+    let object = |(cpu, counters): (usize, Map<_, _>)| {
+        let number = ("cpu".to_string(), json!(cpu));
+        Value::Object(std::iter::once(number).chain(counters).collect())
+    };
+    cpus.enumerate().map(object).collect()
 }
 
 /// Rounded to a tenth.
@@ -434,23 +432,26 @@ fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
 
 /// Prints a line of rates after each wait, until that says to end.
 pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) -> Result<()> {
-    const TITLE_EVERY: u64 = 20;
-
     let take = || Sample::take(&Instance::open(name)?.0);
     let mut before = take()?;
     for line in 0_u64.. {
         if !wait() {
             break;
         }
-        if line % TITLE_EVERY == 0 {
-            writeln!(out, "{}", Rates::TITLE)?;
-        }
         let after = take().map_err(ended)?;
-        writeln!(out, "{}", Rates::between(&before, &after).line())?;
-        out.flush()?;
+        print_line(line, Rates::TITLE, &Rates::between(&before, &after).line(), out)?;
         before = after;
     }
     Ok(())
+}
+
+/// Prints a line, and the titles again before each twentieth; `number` is from 0.
+pub fn print_line(number: u64, title: &str, line: &str, out: &mut impl Write) -> io::Result<()> {
+    if number % 20 == 0 {
+        writeln!(out, "{title}")?;
+    }
+    writeln!(out, "{line}")?;
+    out.flush()
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ pub mod view;
 use std::io;
 use std::io::IsTerminal as _;
 use std::io::Write;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsFd as _;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -17,16 +19,24 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use nix::errno::Errno;
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
 use ratatui::DefaultTerminal;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event;
 use ratatui::crossterm::event::Event;
 use ratatui::crossterm::event::KeyCode;
 use ratatui::crossterm::event::KeyEvent;
 use ratatui::crossterm::event::KeyEventKind;
 use ratatui::crossterm::event::KeyModifiers;
+use ratatui::crossterm::execute;
 
 use crate::cli;
 use crate::instance::NotAttached;
+use crate::stats::print_line;
 use sample::State;
 use sample::Watch;
 use view::Controls;
@@ -48,8 +58,6 @@ pub fn run(args: &cli::Top, name: &str, out: &mut impl Write) -> Result<()> {
 }
 
 fn lines(args: &cli::Top, watch: &mut Watch, out: &mut impl Write) -> Result<()> {
-    const TITLE_EVERY: u64 = 20;
-
     // Signals end it as they do other commands, so nothing comes in.
     let (_input, inputs) = mpsc::channel();
     for line in 0..args.count.unwrap_or(u64::MAX) {
@@ -57,13 +65,10 @@ fn lines(args: &cli::Top, watch: &mut Watch, out: &mut impl Write) -> Result<()>
         let state = watch.refresh()?;
         if args.json {
             writeln!(out, "{}", state.to_json())?;
+            out.flush()?;
         } else {
-            if line % TITLE_EVERY == 0 {
-                writeln!(out, "{}", State::title())?;
-            }
-            writeln!(out, "{}", state.line())?;
+            print_line(line, &State::title(), &state.line(), out)?;
         }
-        out.flush()?;
     }
     Ok(())
 }
@@ -74,15 +79,16 @@ enum Input {
     End,
 }
 
-/// Gives the terminal back as it was.
+/// Gives the terminal back as it was. Where it is gone there is nothing to restore, and
+/// nobody to tell.
 struct Restore;
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        // ratatui has done so before a panic's message, which a second time would have
-        // the shell write over.
+        let _ = execute!(io::stdout(), Show);
+        // ratatui has done the rest before a panic's message, which a second time would
+        // have the shell write over.
         if !thread::panicking() {
-            // Where the terminal is gone there is nothing to restore.
             let _ = ratatui::try_restore();
         }
     }
@@ -91,7 +97,8 @@ impl Drop for Restore {
 /// Works with the terminal, all of it, and gives it back as it was however that ends.
 pub fn on_terminal<T>(work: impl FnOnce(&mut DefaultTerminal) -> Result<T>) -> Result<T> {
     let _restore = Restore;
-    work(&mut ratatui::try_init().context("cannot use the terminal")?)
+    // Its own drop panics where the terminal is gone.
+    work(&mut ManuallyDrop::new(ratatui::try_init().context("cannot use the terminal")?))
 }
 
 fn screen(args: &cli::Top, watch: &mut Watch, first: State) -> Result<()> {
@@ -99,20 +106,31 @@ fn screen(args: &cli::Top, watch: &mut Watch, first: State) -> Result<()> {
     let end = input.clone();
     ctrlc::set_handler(move || _ = end.send(Input::End)).context("cannot wait for signals")?;
     on_terminal(|terminal| {
-        // It ends with the process.
+        // Both end with the process.
+        let end = input.clone();
         thread::spawn(move || {
-            loop {
-                let (next, is_last) = match event::read() {
-                    Ok(event) => (Input::Event(event), false),
-                    Err(_) => (Input::End, true), // the terminal is gone
-                };
-                if input.send(next).is_err() || is_last {
-                    break;
+            wait_for_hangup();
+            end.send(Input::End)
+        });
+        thread::spawn(move || {
+            while let Ok(event) = event::read() {
+                if input.send(Input::Event(event)).is_err() {
+                    return;
                 }
             }
+            let _ = input.send(Input::End);
         });
         follow(args, watch, first, terminal, &inputs)
     })
+}
+
+/// Returns when the terminal is gone, of which crossterm takes no notice: it reads in
+/// vain, again and again. Not everybody gets a signal then.
+fn wait_for_hangup() {
+    let stdout = io::stdout();
+    // Nothing but its end and errors, which need not be asked for.
+    let mut terminal = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    while poll(&mut terminal, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
 /// Shows a state after the other until a key, a signal or `--count` ends it.

@@ -66,18 +66,16 @@ fn the_daemon_set_attaches_with_the_least_privileges_and_detaches_at_its_end() {
     assert_eq!(set["kind"].as_str(), Some("DaemonSet"));
     let pod = &set["spec"]["template"]["spec"];
     assert_eq!(pod["hostNetwork"].as_bool(), Some(true));
-    let attach = &pod["initContainers"][0];
     let container = &pod["containers"][0];
-    for one in [attach, container] {
-        let capabilities = &one["securityContext"]["capabilities"];
-        let list = |of: &Yaml| -> Vec<_> {
-            let names = of.as_vec().expect("a list").iter();
-            names.map(|name| name.as_str().expect("a name").to_string()).collect()
-        };
-        assert_eq!(list(&capabilities["add"]), ["BPF", "NET_ADMIN", "PERFMON"]);
-        assert_eq!(list(&capabilities["drop"]), ["ALL"]);
-        assert_eq!(one["volumeMounts"][0]["mountPath"].as_str(), Some("/sys/fs/bpf"));
-    }
+    let list = |of: &Yaml| -> Vec<_> {
+        let names = of.as_vec().expect("a list").iter();
+        names.map(|name| name.as_str().expect("a name").to_string()).collect()
+    };
+    let security = &container["securityContext"];
+    assert_eq!(list(&security["capabilities"]["add"]), ["BPF", "NET_ADMIN", "PERFMON"]);
+    assert_eq!(list(&security["capabilities"]["drop"]), ["ALL"]);
+    assert_eq!(security["appArmorProfile"]["type"].as_str(), Some("Unconfined"));
+    assert_eq!(container["volumeMounts"][0]["mountPath"].as_str(), Some("/sys/fs/bpf"));
     assert_eq!(pod["volumes"][0]["hostPath"]["path"].as_str(), Some("/sys/fs/bpf"));
 
     let command = |of: &Yaml| {
@@ -87,13 +85,13 @@ fn the_daemon_set_attaches_with_the_least_privileges_and_detaches_at_its_end() {
         let [words] = &found[..] else { panic!("{found:?}") };
         accepted(words.iter().map(String::as_str))
     };
-    let attach = attaches(command(&attach["command"]));
+    assert_eq!(list(&container["command"]), ["sh", "-c", r#"exec "$@" >/dev/null"#, "sh"]);
+    let attach = attaches(command(&container["args"]));
     assert!(attach.replace, "what a pod left is taken over");
+    assert!(attach.foreground, "it detaches at its end, and ends if somebody else detaches");
     let limit = container["resources"]["limits"]["memory"].as_str().expect("a limit");
     let limit: u64 = limit.strip_suffix("Mi").and_then(|mib| mib.parse().ok()).expect("MiB");
     assert!(attach.memory < limit << 20, "the cache fits into the pod");
-    let stop = command(&container["lifecycle"]["preStop"]);
-    assert!(matches!(stop.command, Command::Detach { .. }));
     assert!(matches!(command(&container["readinessProbe"]).command, Command::Status { .. }));
 }
 

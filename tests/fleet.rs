@@ -41,6 +41,7 @@ use common::Udp;
 use common::can_run;
 use common::eventually;
 use common::items;
+use common::skipped;
 use common::total;
 
 /// Where the proxy listens, in the clients' namespace.
@@ -208,8 +209,7 @@ fn a_fleet_whose_clients_choose_the_node_is_never_wrong() {
         return;
     }
     if !has_library() {
-        // Not by eprintln!, which is silent when a test passes.
-        let _ = writeln!(std::io::stderr(), "skipped {name}: python3-pymemcache is not installed");
+        skipped(name, "python3-pymemcache is not installed");
         return;
     }
     let client = Namespace::of_test("fleet", "client");
@@ -280,8 +280,7 @@ fn a_fleet_behind_memcacheds_proxy_is_never_wrong() {
         return;
     }
     if !has_proxy() {
-        let why = "this memcached was built without its proxy";
-        let _ = writeln!(std::io::stderr(), "skipped {name}: {why}");
+        skipped(name, "this memcached was built without its proxy");
         return;
     }
     let client = Namespace::of_test("proxied", "client");

@@ -120,8 +120,8 @@ impl Drop for Bed {
 }
 
 #[test]
-fn everything_works_without_root_with_three_capabilities() {
-    if !can_run("everything_works_without_root_with_three_capabilities") {
+fn attaching_looking_and_detaching_take_three_capabilities_and_no_root() {
+    if !can_run("attaching_looking_and_detaching_take_three_capabilities_and_no_root") {
         return;
     }
     let bed = Bed::new("few");
@@ -135,6 +135,8 @@ fn everything_works_without_root_with_three_capabilities() {
                 &["status"],
                 &["stats", "--format", "prometheus"],
                 &["entries"],
+                &["top", "--count", "1", "--interval", "0.1"],
+                &["doctor", Net::DEVICE],
                 &["flush"],
                 &["detach"],
             ];
@@ -162,8 +164,12 @@ fn a_capability_that_is_missing_is_named() {
         let said = bed.expect(FAILED, &others, &attach);
         assert_eq!(said, format!("bmc: no permission: {name} missing (run as root)\n"));
     }
-    // Whoever may not look is told the same.
+    // Whoever may not look is told the same, and no other state than it has.
     bed.expect(DONE, &ENOUGH, &attach);
+    for noun in [&["status"][..], &["stats", "--format", "prometheus"]] {
+        let said = bed.expect(FAILED, &["bpf", "perfmon"], noun);
+        assert!(said.ends_with("(CAP_NET_ADMIN missing: run as root)\n"), "{said}");
+    }
     bed.root("chmod", &["700", "/sys/fs/bpf"]);
     let said = bed.expect(FAILED, &["net_admin"], &["stats"]);
     assert!(said.ends_with("(CAP_BPF, CAP_PERFMON missing: run as root)\n"), "{said}");

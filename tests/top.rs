@@ -8,7 +8,6 @@ use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
-use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
@@ -399,15 +398,17 @@ fn follows_the_size_of_the_terminal() {
     let Some(bed) = Bed::new("top-sizes") else { return };
     let terminal = Terminal::open(&bed.net, 80, 24);
     terminal.start_top();
+    let process = terminal.process();
     for (columns, rows, what) in [
         ("40", "10", "hottest key"),
         ("120", "40", "memcached"),
         ("12", "3", "bmc"),
-        ("1", "1", ""),
+        ("1", "1", "b"),
         ("80", "24", "bmc_rx_tc"),
     ] {
         terminal.tmux(&["resize-window", "-x", columns, "-y", rows]);
         terminal.expect(|screen| screen.contains(what));
+        assert_eq!(terminal.process(), process, "it ended at {columns}x{rows}");
     }
 }
 
@@ -477,12 +478,65 @@ fn goes_on_when_it_is_replaced_meanwhile() {
 #[test]
 fn ends_with_its_terminal() {
     let Some(bed) = Bed::new("top-ends") else { return };
-    let terminal = Terminal::open(&bed.net, 80, 24);
-    terminal.start_top();
-    let process = Path::new("/proc").join(terminal.process().to_string());
-    assert!(process.exists());
-    drop(terminal);
-    assert!(eventually(PATIENCE, || !process.exists()), "it goes on without a terminal");
+    let instance = bed.net.instance();
+    let exit = std::env::temp_dir().join(format!("{instance}-exit"));
+    // The shell passes SIGHUP on, unless it has a trap for it. Then bmc must see for itself.
+    for shell in ["true", "trap : HUP"] {
+        let terminal = Terminal::open(&bed.net, 80, 24);
+        terminal.enter(&format!(
+            "{shell}; sh -c 'trap : HUP; {BMC} --instance {instance} top --interval 3600; \
+             echo $? >{}'",
+            exit.display()
+        ));
+        terminal.expect(|screen| screen.contains("q quit"));
+        drop(terminal);
+        let code = || fs::read_to_string(&exit).unwrap_or_default();
+        assert!(eventually(PATIENCE, || code().ends_with('\n')), "it goes on without a terminal");
+        // From 128 on it is a signal, as of an abort.
+        let code: u8 = code().trim().parse().expect("a code");
+        assert!(code < 128, "{shell}: {code}");
+        fs::remove_file(&exit).expect("it was read");
+    }
+}
+
+#[test]
+fn of_a_get_with_several_keys_the_last_stands_for_it() {
+    if !can_run_with("of_a_get_with_several_keys_the_last_stands_for_it", &[]) {
+        return;
+    }
+    let net = Rc::new(Net::new("top-multi"));
+    let _memcached = Memcached::start(&net.server, &[]);
+    let bmc = Bmc::attach(&net, &ATTACH);
+    let keys: Vec<_> = (0..16).map(|key| format!("key{key}")).collect();
+    let mut tcp = Tcp::connect(&net.client, Net::SERVER4);
+    let mut udp = Udp::connect(&net.client, Net::SERVER4);
+    for key in &keys {
+        tcp.set(key, 0, b"value");
+        let is_hit = || {
+            let before = bmc.total("hits");
+            udp.get(key);
+            bmc.total("hits") > before
+        };
+        assert!(eventually(PATIENCE, is_hit), "{key}");
+    }
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Relaxed) {
+                udp.send(format!("get {}\r\n", keys.join(" ")).as_bytes());
+                udp.receive(common::PATIENCE).expect("an answer");
+                sleep(Duration::from_millis(1));
+            }
+        });
+        let text = bmc.run(&["top", "--interval", "2", "--count", "1", "--json"]);
+        end.store(true, Relaxed);
+        let object: Value = serde_json::from_str(&text).expect("an object");
+        let hottest = &object["keys"][0];
+        assert_eq!(hottest["key"], "key15", "{object}");
+        let asked = hottest["requests"].as_f64().expect("a number");
+        let requests = object["rates"]["get_requests"].as_f64().expect("a number");
+        assert!((0.2..5.0).contains(&(asked / requests)), "{asked} of {requests}: {object}");
+    });
 }
 
 #[test]

@@ -29,6 +29,7 @@ use common::PATIENCE;
 use common::can_run;
 use common::eventually;
 use common::run;
+use common::skipped;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -255,7 +256,7 @@ fn steered_by_cpu_a_cpu_has_a_worker() {
     }
     let cpus = cpus().expect("there are some");
     if cpus.len() < 2 {
-        eprintln!("skipped: it needs two CPUs");
+        skipped("steered_by_cpu_a_cpu_has_a_worker", "it needs two CPUs");
         return;
     }
     let args = ["--steer", "cpu", "--", "-t", "2", "-l", "127.0.0.1", "-o", IDLE];

@@ -4,8 +4,8 @@
 //!
 //! No program counts requests by key: a hit would pay for it. But each CPU keeps the
 //! hash of the key that it was asked for last. Looked at now and then it stands for
-//! all keys that this CPU was asked for since: their number is known. So what this
-//! costs depends neither on the load nor on the size of the cache.
+//! all GETs that this CPU got since: their number is known. Of a GET with several keys
+//! the last stands for it. So what this costs depends neither on the load nor on the size of the cache.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -36,9 +36,11 @@ use crate::kernel::ProgInfo;
 use crate::output::classes_json;
 use crate::output::escaped;
 use crate::output::interfaces_json;
+use crate::output::state_name;
 use crate::skel::types::bmc_scratch;
 use crate::stats;
 use crate::stats::Rates;
+use crate::stats::per_cpu_json;
 use crate::stats::tenths;
 use crate::stats::unix_time;
 use crate::system;
@@ -152,11 +154,6 @@ impl State {
             .programs
             .iter()
             .map(|p| json!({ "name": p.name, "runs": p.runs.map(tenths), "ns_per_run": p.ns }));
-        let cpus = self.cpus.iter().enumerate().map(|(cpu, rates)| {
-            let mut object = Map::from_iter([("cpu".to_string(), json!(cpu))]);
-            object.extend(rates.to_json());
-            Value::from(object)
-        });
         let keys = self.keys.iter().map(|hot| {
             let entry = serde_json::from_str(&hot.entry.to_json());
             let mut object: Map<_, _> = entry.expect("it is written as JSON");
@@ -168,12 +165,12 @@ impl State {
             "version": env!("CARGO_PKG_VERSION"),
             "instance": self.instance,
             "time": unix_time(),
-            "state": if self.is_idle { "idle" } else { "caching" },
+            "state": state_name(self.is_idle),
             "up_s": self.up.map(|up| up.as_secs()),
             "seconds": self.rates.as_ref().map(Rates::seconds),
             "rates": self.rates.as_ref().map(Rates::to_json),
             "hit_ratio": self.rates.as_ref().and_then(Rates::hit_ratio).map(tenths),
-            "per_cpu": cpus.collect::<Value>(),
+            "per_cpu": per_cpu_json(self.cpus.iter().map(Rates::to_json)),
             "interfaces": interfaces_json(&self.interfaces),
             "loopback": self.loopback,
             "memory_bytes": self.memory,
@@ -205,7 +202,7 @@ struct Maps {
     identity: Option<u64>,
     stats: MapHandle,
     scratch: MapHandle,
-    /// Keys that each CPU had been asked for at the last sample.
+    /// GETs that each CPU had got at the last sample.
     counts: Vec<u64>,
 }
 
@@ -246,8 +243,8 @@ impl Watch {
         let now = Instant::now();
         let part = part(now - self.sampled, self.next.saturating_duration_since(self.sampled));
         self.asked.seconds += part * (now - self.sampled).as_secs_f64();
-        for (hash, keys) in self.maps.sample()? {
-            self.asked.add(hash, part * keys as f64);
+        for (hash, gets) in self.maps.sample()? {
+            self.asked.add(hash, part * gets as f64);
         }
         self.sampled = now;
         self.next = now + pause() * self.maps.counts.len().div_ceil(CPUS) as u32;
@@ -350,7 +347,7 @@ impl Maps {
             );
         }
         let stats = instance.dir.map("stats")?;
-        let counts = keys_asked(&stats)?;
+        let counts = gets(&stats)?;
         Ok(Self {
             dir: instance.dir.clone(),
             identity: instance.dir.identity(),
@@ -366,10 +363,10 @@ impl Maps {
     }
 
     /// For each CPU that was asked for something since it was last looked at: the hash
-    /// of its last key, and how many keys there were.
+    /// of its last key, and how many GETs there were.
     fn sample(&mut self) -> Result<Vec<(u64, u64)>> {
         // In this order: the last key may not be counted yet, and is then next time.
-        let counts = keys_asked(&self.stats)?;
+        let counts = gets(&self.stats)?;
         let before = std::mem::replace(&mut self.counts, counts);
         if before == self.counts {
             return Ok(Vec::new());
@@ -392,9 +389,9 @@ fn last_hash(scratch: &[u8]) -> Option<u64> {
     Some(u64::from_ne_bytes(*bytes))
 }
 
-fn keys_asked(stats: &MapHandle) -> Result<Vec<u64>> {
+fn gets(stats: &MapHandle) -> Result<Vec<u64>> {
     let sample = stats::Sample::read(stats)?;
-    Ok(sample.cpus().iter().map(|cpu| cpu.get("get_keys")).collect())
+    Ok(sample.cpus().iter().map(|cpu| cpu.get("get_requests")).collect())
 }
 
 /// How often keys were asked for, by their hashes; less for what is long ago.
@@ -407,9 +404,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn add(&mut self, hash: u64, keys: f64) {
-        *self.keys.entry(hash).or_default() += keys;
-        self.all += keys;
+    fn add(&mut self, hash: u64, gets: f64) {
+        *self.keys.entry(hash).or_default() += gets;
+        self.all += gets;
         self.samples += 1.0;
         if self.keys.len() > TOLD_APART {
             self.keys = self.by_count().into_iter().take(TOLD_APART / 2).collect();

@@ -97,7 +97,8 @@ s  right  left   sort the keys by another column
 ?  h             this help; any key leaves it
 
 Rates are those of the last interval, a second. Of keys they are estimates, from
-samples of the last ten seconds or so.
+samples of the last ten seconds or so; of a GET with several keys, the last
+stands for it.
 heat    requests as the cache counts them to choose what stays, up to 7
 left    until the entry is fetched anew
 used    slots that hold, or once held, an entry";

@@ -49,7 +49,7 @@ struct Case {
 }
 
 fn main() {
-    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(7);
+    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(5);
     pin(&[0]).expect("this process runs on CPU 0");
     let config = Config {
         max_age: Duration::from_secs(3600),

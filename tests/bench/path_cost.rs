@@ -34,7 +34,7 @@ const REQUESTS: usize = 20_000;
 const VALUE: [u8; 32] = [b'v'; 32];
 
 fn main() {
-    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(7);
+    let rounds = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(5);
     let config = Config {
         max_age: Duration::from_secs(36_000),
         unknown_ttl: Duration::from_secs(36_000),

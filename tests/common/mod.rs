@@ -8,6 +8,7 @@ mod bmc;
 mod memcached;
 mod net;
 mod random;
+mod skipped;
 
 pub use bmc::Bmc;
 pub use bmc::COUNTERS;
@@ -30,8 +31,8 @@ pub use net::PATIENCE;
 pub use random::Rng;
 pub use random::RngExt;
 pub use random::Zipf;
+pub(crate) use skipped::skipped;
 
-use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
@@ -56,8 +57,7 @@ pub fn can_run_with(test: &str, tools: &[&str]) -> bool {
         Some("it needs root".to_string())
     };
     if let Some(missing) = &missing {
-        // Not by eprintln!, which is silent when a test passes.
-        let _ = writeln!(std::io::stderr(), "skipped {test}: {missing}");
+        skipped(test, missing);
     }
     missing.is_none()
 }
