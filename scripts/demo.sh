@@ -10,7 +10,6 @@ server=bmc-demo-server
 client=bmc-demo-client
 address=10.94.0.1
 memcached=
-work=
 
 die() {
 	echo "demo: $*" >&2
@@ -41,7 +40,6 @@ clean_up() {
 		kill "$memcached" 2>/dev/null && wait "$memcached" 2>/dev/null || true
 		memcached=
 	fi
-	[[ -z $work ]] || rm -rf "$work"
 	local namespace
 	for namespace in "$server" "$client"; do
 		[[ ! -e /run/netns/$namespace ]] || ip netns delete "$namespace"
@@ -94,7 +92,6 @@ cargo build --release --locked --quiet
 
 clean_up
 trap - INT TERM HUP
-work=$(mktemp -d)
 trap clean_up EXIT
 
 echo "1. A client and a server, each in a network namespace, joined by a veth pair."
@@ -107,12 +104,6 @@ for namespace in "$server" "$client"; do
 	ip -n "$namespace" link set lo up
 	ip -n "$namespace" link set eth0 up
 done
-# A veth takes frames that its peer's XDP sends only when it has an XDP program
-# too: one that passes everything. GRO alone does not do for XDP_TX.
-clang=${BMC_CLANG:-$(compgen -c clang- | grep -xE 'clang-[0-9]+' | sort -Vr | head -n 1)}
-echo '__attribute__((section("xdp"), used)) int pass(void *ctx) { return 2; }' |
-	"$clang" -O2 -target bpf -x c -c - -o "$work/pass.o"
-ip -n "$client" link set eth0 xdpdrv obj "$work/pass.o" sec xdp
 
 echo "2. The server runs $(memcached -V), as it comes from the distribution."
 # Not by inside: $! would be a shell's.

@@ -206,12 +206,11 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// See [`Xdp::drops_replies`].
+/// See [`netlink::Link::drops_replies`].
 fn drops_replies(device: &Device) -> Result<Option<bool>> {
     let links = netlink::links().context("cannot list the network interfaces")?;
     let link = links.into_iter().find(|link| link.index == device.index);
-    let kind = link.and_then(|link| link.kind);
-    Ok(xdp(device)?.drops_replies(kind.as_deref()))
+    Ok(link.map_or(Some(false), |link| link.drops_replies()))
 }
 
 fn xdp(device: &Device) -> Result<Xdp> {
@@ -641,8 +640,7 @@ impl<'a> Staging<'a> {
         }
         ensure!(
             drops != Some(true),
-            "cannot attach to {iface}: its peer drops what XDP sends (use --mode tc, or as bmc \
-             doctor {iface} says)"
+            "cannot attach to {iface}: its peer drops what XDP sends (use --mode tc)"
         );
         if let Some(old) = self.old {
             let links = old.dir.links();

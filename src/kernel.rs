@@ -248,19 +248,6 @@ pub struct Xdp {
 impl Xdp {
     /// The bit of `features` for native XDP that passes, drops and sends back.
     pub const BASIC: u64 = 1 << 0;
-    /// The bit for sending frames that come from XDP; of a veth, for its peer
-    /// taking them.
-    pub const TRANSMIT: u64 = 1 << 2;
-
-    /// Whether native XDP on an interface of this kind would answer and nobody would
-    /// hear it: the peer of a veth takes what XDP sends only if it has XDP or GRO
-    /// itself. None where Linux does not tell.
-    pub fn drops_replies(&self, kind: Option<&str>) -> Option<bool> {
-        if kind != Some("veth") {
-            return Some(false);
-        }
-        (self.features != 0).then_some(self.features & Self::TRANSMIT == 0)
-    }
 }
 
 /// Asks about XDP on an interface.

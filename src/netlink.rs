@@ -164,23 +164,61 @@ pub struct Link {
     pub part_of: Option<String>,
     /// The index of what it lies on, or of its peer, if that is in this namespace.
     pub lower: Option<i32>,
+    /// The other end of a veth.
+    pub peer: Option<Peer>,
     /// The device and its bus, if it is a device's.
     pub device: Option<(String, String)>,
 }
 
 /// All interfaces of this network namespace.
 pub fn links() -> io::Result<Vec<Link>> {
-    const GETLINK: u16 = 18; // RTM_GETLINK
-
     let question =
         Message { kind: GETLINK, head: [0; IFINFOMSG], attributes: Attributes::default() };
     Ok(ask(NETLINK_ROUTE, NLM_F_DUMP, question)?.iter().map(Link::read).collect())
 }
 
+const GETLINK: u16 = 18; // RTM_GETLINK
+
 /// Bytes of a `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 
+/// Where the other end of a veth is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    index: i32,
+    /// As this network namespace numbers it; None if it is this one.
+    netns: Option<u32>,
+}
+
+impl Peer {
+    /// Whether it has an XDP program of its own, in its driver.
+    fn has_xdp(self) -> io::Result<bool> {
+        const XDP: u16 = 43; // IFLA_*
+        const TARGET_NETNSID: u16 = 46;
+        const DRV_PROG_ID: u16 = 5; // IFLA_XDP_DRV_PROG_ID
+
+        let mut head = [0; IFINFOMSG];
+        head[4..8].copy_from_slice(&self.index.to_ne_bytes());
+        let netns = self.netns.map(|id| Attributes::one(TARGET_NETNSID, &id.to_ne_bytes()));
+        let question = Message { kind: GETLINK, head, attributes: netns.unwrap_or_default() };
+        let answer = ask(NETLINK_ROUTE, 0, question)?;
+        let answer = answer.first().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(answer.attributes.nested(XDP).number(DRV_PROG_ID).is_some())
+    }
+}
+
 impl Link {
+    /// Whether native XDP here would answer and nobody would hear it: the peer of a
+    /// veth takes what XDP sends only while it has an XDP program itself. With GRO it
+    /// lets it in, but does not look at it. None if that cannot be found out, as of a
+    /// peer in a namespace where this process has no rights.
+    pub fn drops_replies(&self) -> Option<bool> {
+        if self.kind.as_deref() != Some("veth") {
+            return Some(false);
+        }
+        Some(!self.peer?.has_xdp().ok()?)
+    }
+
     fn read(message: &Message<IFINFOMSG>) -> Self {
         const UP: u32 = 1 << 0; // IFF_*
         const LOWER_UP: u32 = 1 << 16;
@@ -199,17 +237,20 @@ impl Link {
         let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
         let attributes = &message.attributes;
         let info = attributes.nested(LINKINFO);
-        let is_elsewhere = attributes.all(LINK_NETNSID).next().is_some();
+        let (netns, kind) = (attributes.number(LINK_NETNSID), info.text(KIND));
+        let below = attributes.index(LINK);
+        let is_veth = kind.as_deref() == Some("veth");
         Self {
             index: i32::from_ne_bytes([i0, i1, i2, i3]),
             name: attributes.text(NAME).unwrap_or_default(),
             is_up: flags & UP != 0,
             has_carrier: flags & LOWER_UP != 0,
             mtu: attributes.number(MTU).unwrap_or_default(),
-            kind: info.text(KIND),
+            kind,
             master: attributes.index(MASTER),
             part_of: info.text(SLAVE_KIND),
-            lower: attributes.index(LINK).filter(|_| !is_elsewhere),
+            lower: below.filter(|_| netns.is_none()),
+            peer: below.filter(|_| is_veth).map(|index| Peer { index, netns }),
             device: attributes.text(PARENT_DEV_BUS_NAME).zip(attributes.text(PARENT_DEV_NAME)),
         }
     }
