@@ -90,8 +90,8 @@ static int twin(int fd, int domain, const struct sockaddr *address, socklen_t le
 	    set(copy, SOL_SOCKET, SO_SNDBUF,
 		option(fd, SOL_SOCKET, SO_SNDBUF) / 2) ||
 	    set(fd, SOL_SOCKET, SO_REUSEPORT, 1) ||
-	    set(copy, SOL_SOCKET, SO_REUSEPORT, 1) || bind(copy, address, len) ||
-	    (chooser && choose(fd, sockets + 1)) ||
+	    set(copy, SOL_SOCKET, SO_REUSEPORT, 1) ||
+	    bind(copy, address, len) || (chooser && choose(fd, sockets + 1)) ||
 	    fcntl(copy, F_SETFL, fcntl(fd, F_GETFL)) < 0) {
 		error = errno;
 		close(copy);
