@@ -20,6 +20,10 @@ COLORS = {
     "tc": "#4fa3d1",
     "generic": "#a9d3ea",
     "reflector": "#e0a030",
+    "sockets": "#5b8c5a",
+    "sockets-native": "#2f5d2e",
+    "by-client": "#a3c9a2",
+    "by-cpu": "#c9b8e0",
 }
 BAR, GAP, LEFT, TOP, HEIGHT = 9, 16, 70, 54, 220
 
@@ -96,7 +100,8 @@ def draw(report):
     everything = [row for case in cases for row in case["sides"]]
     sides = [side for side in COLORS if any(row["side"] == side for row in everything)]
     loads = [load for load in ("saturated", "paced") if any(rows(case, load) for case in cases)]
-    group = max(len(sides) * BAR + GAP, 64)
+    most = max(len(rows(case, load)) for case in cases for load in loads)
+    group = max(most * BAR + GAP, 72)
     width = LEFT + group * len(cases) + 10
     charts, top = [], TOP + 30
 
@@ -106,13 +111,13 @@ def draw(report):
         chart.axis(width - 10)
         for i, case in enumerate(cases):
             x = LEFT + i * group + GAP / 2
-            chart.text(x + len(sides) * BAR / 2, chart.bottom + 14, case["name"])
-            for row in rows(case, load):
+            chart.text(x + most * BAR / 2, chart.bottom + 14, case["name"])
+            for place, row in enumerate(rows(case, load)):
                 hint = f'{case["name"]}, {row["side"]}, {load}: {number(row["rate"])}/s, '
                 hint += ", ".join(f"{k} {number(v)} us" for k, v in row["latency_us"].items())
                 hint += f', hits {row["hit_ratio"]:.1%}, {row["lost"]} of {row["requests"]} lost'
                 chart.bar(
-                    x + sides.index(row["side"]) * BAR,
+                    x + place * BAR,
                     value(row),
                     COLORS[row["side"]],
                     hint,
@@ -121,8 +126,9 @@ def draw(report):
         charts.extend(chart.parts)
         top = chart.bottom + 66
 
-    most = max(row["rate"] for row in everything) * 1.05
-    add("Requests answered a second, saturated", "saturated", lambda row: row["rate"], (most or 1,))
+    fastest = max(row["rate"] for row in everything) * 1.05
+    title = "Requests answered a second, saturated"
+    add(title, "saturated", lambda row: row["rate"], (fastest or 1,))
     slowest = max(row["latency_us"]["p99"] for row in everything) * 1.2
     for load in loads:
         title = f"Latency in microseconds, {load}: median, and line to the 99th percentile"

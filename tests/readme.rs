@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use bmc::cli::Cli;
 use clap::CommandFactory as _;
+use serde_json::Value;
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -104,4 +106,24 @@ fn names_only_counters_and_files_that_exist() {
             assert!(path.exists(), "no file {file}");
         }
     }
+}
+
+#[test]
+fn the_plot_shows_every_row_of_the_results() {
+    let results: Value = serde_json::from_str(&read("tests/bench/results.json")).expect("JSON");
+    let mut command = Command::new("python3");
+    command.args(["scripts/plot.py", "tests/bench/results.json"]);
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("python3 runs");
+    let drawn = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(drawn, read("tests/bench/results.svg"), "{:?}", output.status);
+    let mut rows = 0;
+    for case in results["cases"].as_array().expect("cases") {
+        for row in case["sides"].as_array().expect("sides") {
+            let [case, side, load] = [&case["name"], &row["side"], &row["load"]]
+                .map(|name| name.as_str().expect("text"));
+            assert!(drawn.contains(&format!("<title>{case}, {side}, {load}: ")), "{case}, {side}");
+            rows += 1;
+        }
+    }
+    assert!(rows > 100, "only {rows} rows");
 }
