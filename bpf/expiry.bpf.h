@@ -37,9 +37,9 @@ enum {
 /*
  * The time of day, for an absolute exptime. memcached goes by what it was when it
  * started; if somebody has set the clock since bmc was attached, that may have been
- * before or after: the later one is sure.
+ * before or after: the later one is sure. A function, for the stack of its caller.
  */
-static __always_inline __s64 expiry_day(__s64 now)
+__noinline __s64 expiry_day(__s64 now)
 {
 	__s64 day = bpf_ktime_get_tai_ns() / SECOND - cfg.tai;
 	__s64 old = now + cfg.wall;

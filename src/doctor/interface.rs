@@ -956,7 +956,7 @@ mod tests {
         says(Blocker, cannot, tc, above(false));
         // Nobody means this one, or it is attached as it can be.
         assert_eq!(said(|i| (above(true)(i), i.is_named = false).1), []);
-        let deaf = said(|i| (above(true)(i), i.link.kind = Some("veth".into())).1);
+        let deaf = said(|i| (above(true)(i), i.drops_replies = Some(true)).1);
         assert!(deaf.iter().all(|finding| finding.level < Blocker), "{deaf:?}");
         assert_eq!(said(|i| (above(true)(i), i.attached = Some(("tc", State::Up))).1), []);
 
