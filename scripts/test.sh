@@ -13,7 +13,9 @@
 #                       thorough run takes 1000000
 #   BMC_MODEL=full      the larger bounds of tests/model
 #   BMC_STRESS_OPS=N    operations of tests/stress (200000)
-#   BMC_FAULT_SECONDS=N how long tests/faults goes on (40)
+#   BMC_FAULT_SECONDS=N how long tests/faults goes on (40); it sets the clock now and
+#                       then, and back
+#   BMC_CHURN_SECONDS=N how long tests/churn.rs asks for each size (12)
 #   BMC_TRANSPARENT_COMMANDS=N
 #                       commands of tests/transparent (20000)
 #   BMC_FUZZ_RUNS=N     frames of tests/datapath/fuzz.rs (200000)
