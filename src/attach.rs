@@ -208,9 +208,12 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
 
 /// See [`netlink::Link::drops_replies`].
 fn drops_replies(device: &Device) -> Result<Option<bool>> {
-    let links = netlink::links().context("cannot list the network interfaces")?;
-    let link = links.into_iter().find(|link| link.index == device.index);
-    Ok(link.map_or(Some(false), |link| link.drops_replies()))
+    match netlink::link(device.index) {
+        Ok(link) => Ok(link.drops_replies()),
+        // Gone meanwhile: attaching says so.
+        Err(err) if err.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(Some(false)),
+        Err(err) => Err(err).with_context(|| format!("cannot look at {}", device.first_name)),
+    }
 }
 
 fn xdp(device: &Device) -> Result<Xdp> {

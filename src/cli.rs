@@ -156,7 +156,8 @@ pub enum Command {
     ///
     /// The keys are found by looking, a hundred times a second, at what each CPU was
     /// asked for last; nothing is sent or changed. Their rates are estimates, from the
-    /// last ten seconds or so; of a GET with several keys, the last stands for it. Keys that are not in the cache are left out.
+    /// last ten seconds or so; of a GET with several keys, the last stands for it.
+    /// Keys that are not in the cache are left out.
     Top(Top),
 
     /// Measure what bmc gains on this machine

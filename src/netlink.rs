@@ -172,12 +172,26 @@ pub struct Link {
 
 /// All interfaces of this network namespace.
 pub fn links() -> io::Result<Vec<Link>> {
-    let question =
-        Message { kind: GETLINK, head: [0; IFINFOMSG], attributes: Attributes::default() };
-    Ok(ask(NETLINK_ROUTE, NLM_F_DUMP, question)?.iter().map(Link::read).collect())
+    Ok(ask_links(NLM_F_DUMP, 0, Attributes::default())?.iter().map(Link::read).collect())
 }
 
-const GETLINK: u16 = 18; // RTM_GETLINK
+/// The interface of this network namespace that has an index.
+pub fn link(index: i32) -> io::Result<Link> {
+    let answer = ask_links(0, index, Attributes::default())?;
+    Ok(Link::read(answer.first().ok_or(io::ErrorKind::InvalidData)?))
+}
+
+fn ask_links(
+    flags: u16,
+    index: i32,
+    attributes: Attributes,
+) -> io::Result<Vec<Message<IFINFOMSG>>> {
+    const GETLINK: u16 = 18; // RTM_GETLINK
+
+    let mut head = [0; IFINFOMSG];
+    head[4..8].copy_from_slice(&index.to_ne_bytes());
+    ask(NETLINK_ROUTE, flags, Message { kind: GETLINK, head, attributes })
+}
 
 /// Bytes of a `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
@@ -197,11 +211,8 @@ impl Peer {
         const TARGET_NETNSID: u16 = 46;
         const DRV_PROG_ID: u16 = 5; // IFLA_XDP_DRV_PROG_ID
 
-        let mut head = [0; IFINFOMSG];
-        head[4..8].copy_from_slice(&self.index.to_ne_bytes());
         let netns = self.netns.map(|id| Attributes::one(TARGET_NETNSID, &id.to_ne_bytes()));
-        let question = Message { kind: GETLINK, head, attributes: netns.unwrap_or_default() };
-        let answer = ask(NETLINK_ROUTE, 0, question)?;
+        let answer = ask_links(0, self.index, netns.unwrap_or_default())?;
         let answer = answer.first().ok_or(io::ErrorKind::InvalidData)?;
         Ok(answer.attributes.nested(XDP).number(DRV_PROG_ID).is_some())
     }

@@ -9,7 +9,6 @@ mod common;
 
 use std::fs;
 use std::io::Read as _;
-use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -43,6 +42,7 @@ use common::Udp;
 use common::can_run;
 use common::eventually;
 use common::run;
+use common::skipped;
 
 const BMC: &str = env!("CARGO_BIN_EXE_bmc");
 const DONE: i32 = 0;
@@ -159,7 +159,7 @@ impl Bed {
         let output = self.net.server.command("sh").args(["-ec", script]).output();
         let is_made = output.expect("a shell").status.success();
         if !is_made {
-            let _ = writeln!(std::io::stderr(), "skipped in doctor: the kernel cannot {script}");
+            skipped("doctor, in part", &format!("the kernel cannot {script}"));
         }
         is_made
     }
@@ -881,7 +881,7 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
             bed.bmc(&["detach"]);
         } else {
             assert!(ended(), "it is not found to want a password");
-            let _ = writeln!(std::io::stderr(), "skipped in doctor: no SASL in memcached");
+            skipped("doctor, in part", "no SASL in memcached");
         }
     }
     fs::remove_dir_all(accounts).expect("our directory");

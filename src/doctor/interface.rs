@@ -508,18 +508,17 @@ impl Interface {
             return;
         }
         let evidence = "rtnetlink: a veth";
-        let does = match self.drops_replies {
+        let (does, level) = match self.drops_replies {
             Some(false) => {
                 findings.ok("its peer takes what XDP sends", "rtnetlink: it has an XDP program");
                 return;
             }
-            Some(true) => "drops",
-            None => "may drop",
+            Some(true) => ("drops", Level::Blocker),
+            None => ("may drop", Level::Warning),
         };
         let is_native = self.attached.as_ref().is_some_and(|(mode, _)| *mode == "native");
         let what = format!("its peer {does} what XDP sends");
         if is_native {
-            let level = if does == "drops" { Level::Blocker } else { Level::Warning };
             let remedy = self.attach_again.replace(" --replace", " --replace --mode tc");
             findings.add(level, format!("{what}: clients get no replies"), evidence, remedy);
         } else {

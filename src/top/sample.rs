@@ -5,7 +5,8 @@
 //! No program counts requests by key: a hit would pay for it. But each CPU keeps the
 //! hash of the key that it was asked for last. Looked at now and then it stands for
 //! all GETs that this CPU got since: their number is known. Of a GET with several keys
-//! the last stands for it. So what this costs depends neither on the load nor on the size of the cache.
+//! the last stands for it. So what this costs depends neither on the load nor on the
+//! size of the cache.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
