@@ -414,6 +414,7 @@ struct bmc_scratch {
 	__u64 key[KEY_WORDS_MAX];
 	__u64 hash; /* `bmc top` looks at it now and then */
 	__u32 next; /* offset of the next key; 0 after the last */
+	__u32 keys; /* how many keys the request has */
 	/* Of memcached's socket, before this segment gets there. */
 	__u32 rcv_nxt;
 	__u32 snd_nxt;

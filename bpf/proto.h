@@ -125,6 +125,7 @@ struct grammar {
 	__u32 exptime; /* which token it is; 0: none */
 	__u32 cas; /* likewise */
 	__u32 silent; /* it has no key, but may say noreply */
+	__u32 ends; /* the connection, without a reply unless refused */
 };
 
 struct command {
@@ -495,9 +496,13 @@ static __always_inline struct grammar grammar_of(__u64 name)
 				      .silent = true };
 		break;
 	case NAME('w', 'a', 't', 'c', 'h', 0, 0, 0):
-	case NAME('q', 'u', 'i', 't', 0, 0, 0, 0):
 		g = (struct grammar){ .kind = COMMAND_READ,
 				      .reply = REPLY_STREAM };
+		break;
+	case NAME('q', 'u', 'i', 't', 0, 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ,
+				      .reply = REPLY_LINE,
+				      .ends = true };
 		break;
 	case NAME('f', 'l', 'u', 's', 'h', '_', 'a', 'l'):
 		/* flush_all [delay] [noreply] */
@@ -656,6 +661,7 @@ __noinline int command_text(struct window *w, struct command *c, __u32 line)
 	c->kind = g->kind;
 	c->reply = g->reply;
 	c->expiry = g->expiry;
+	c->optional = g->ends;
 	c->head = line;
 	if ((g->kind != COMMAND_READ || g->key || g->silent) &&
 	    !line_is_plain(w, start, stop))

@@ -24,8 +24,12 @@ enum {
 	WRITE_INLINE = 352, /* bytes; longer frames are written by a helper */
 };
 
-#define DATA(ctx) ((void *)(long)(ctx)->data)
-#define DATA_END(ctx) ((void *)(long)(ctx)->data_end)
+/*
+ * Loaded anew at each use: to a pointer that it has just loaded the verifier
+ * brings nothing of what the headers before showed, and goes on with one state.
+ */
+#define DATA(ctx) ((void *)(long)READ_ONCE((ctx)->data))
+#define DATA_END(ctx) ((void *)(long)READ_ONCE((ctx)->data_end))
 
 /*
  * The request and its first key; 0 if that can be looked up. One function, so
@@ -44,7 +48,8 @@ __noinline int xdp_request(struct xdp_md *ctx, struct bmc_scratch *s)
 	if (found != PACKET_UDP)
 		return -1;
 	return request_parse(data, data_end, s)
-		       ?: request_key(data, data_end, s->text + GET_LEN, s);
+		       ?: request_key(DATA(ctx), DATA_END(ctx),
+				      s->text + GET_LEN, s);
 }
 
 /* The keys behind the first, whose texts go behind the first's. */
@@ -236,6 +241,9 @@ static __always_inline int serve_tc(struct __sk_buff *skb,
 	}
 	if (off)
 		return -COUNTER(pass_keys);
+	/* Through memory: the verifier goes on with one number, not 16. */
+	WRITE_ONCE(s->keys, keys);
+	keys = READ_ONCE(s->keys);
 
 	if (found == FIND_HIT) {
 		intact = tc_intact(skb, s);

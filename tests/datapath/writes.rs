@@ -127,6 +127,22 @@ fn writes_over_tcp_invalidate() {
     }
 }
 
+/// Clients that are done may send quit along with their last command.
+#[test]
+fn a_write_that_quit_follows_ends_with_its_reply() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let request = "set key 0 0 1\r\nx\r\nquit\r\n";
+    let mut tcp = scene.connect(&v4());
+    scene.asks(&mut tcp, request, WRITE);
+    scene.is_closed(request, "key", DIRTY);
+    scene.says(&mut tcp, "STORED\r\n", &[]);
+    scene.fill(&v4(), "key", 0, KEY_DATA);
+    scene.counting("the end", &[], || tcp.finish());
+    scene.hits(&v4(), "key", &key_reply());
+}
+
 /// What is not understood may have changed any key.
 #[test]
 fn an_unknown_command_empties_the_cache() {
