@@ -48,7 +48,8 @@ demo() {
 before=$(git status --porcelain)
 
 need "${build_needs[@]}" "${network_needs[@]}" tmux clang-16 clang-14 clang-format-19 \
-	libclang-rt-19-dev python3-pymemcache dpkg-dev systemd prometheus # the last for its promtool
+	libclang-rt-19-dev python3-pymemcache dpkg-dev systemd \
+	ansible-core python3-apt prometheus # the last for its promtool
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done

@@ -456,3 +456,77 @@ fn the_timer_keeps_a_page_for_each_instance_that_is_attached() {
     let enabled = machine.shell("ls /etc/systemd/system/*.wants");
     assert!(!enabled.contains("bmc"), "{enabled}");
 }
+
+/// `scripts/deploy/playbook.yaml`, played on the machine itself, as often as it may be.
+#[test]
+fn the_playbook_installs_attaches_reloads_and_upgrades_what_is_not_yet_so() {
+    let test = "the_playbook_installs_attaches_reloads_and_upgrades_what_is_not_yet_so";
+    if !can_run(test) || !common::can_run_with(test, &["ansible-playbook"]) {
+        return;
+    }
+    let machine = Machine::boot("playbook");
+    let _memcached = Memcached::start(&machine.net.server, &[]);
+    let playbook = project("scripts/deploy/playbook.yaml");
+    machine.shell(&format!(
+        "cp {} /packages
+         echo '[memcached]' >/packages/hosts
+         echo 'here ansible_connection=local ansible_python_interpreter=/usr/bin/python3' \
+             >>/packages/hosts",
+        playbook.display()
+    ));
+    // The tasks that change something, in their order.
+    let play = |version: &str, options: &str| -> Vec<String> {
+        let package = format!("bmc_package=bmc_{version}.deb");
+        let options = format!("bmc_options='{options}'");
+        let printed = machine.run(
+            "env",
+            &[
+                "HOME=/tmp",
+                "LC_ALL=C.UTF-8",
+                "ansible-playbook",
+                "--inventory=/packages/hosts",
+                "--extra-vars",
+                &package,
+                "--extra-vars",
+                &options,
+                "/packages/playbook.yaml",
+            ],
+        );
+        let mut task = "";
+        let mut changed = Vec::new();
+        for line in printed.lines() {
+            let head = line.strip_prefix("TASK [").or(line.strip_prefix("RUNNING HANDLER ["));
+            task = head.and_then(|rest| rest.split(']').next()).unwrap_or(task);
+            if line.starts_with("changed:") {
+                changed.push(task.to_string());
+            }
+        }
+        changed
+    };
+
+    let changed = play(VERSIONS[0], "--memory 16M");
+    let all = [
+        "Set the options",
+        "Copy the package",
+        "Install the package",
+        "Attach, now and at each boot",
+        "Write metrics for node_exporter",
+        "Reload bmc",
+    ];
+    assert_eq!(changed, all);
+    assert_eq!(machine.run("systemctl", &["is-enabled", UNIT]), "enabled\n");
+    assert_eq!(machine.json(&["status"])["memory_bytes"], 16 << 20);
+    let programs = machine.programs();
+
+    assert_eq!(play(VERSIONS[0], "--memory 16M"), [""; 0]);
+    assert_eq!(machine.programs(), programs);
+
+    assert_eq!(play(VERSIONS[0], "--memory 16M --max-age 1h"), ["Set the options", "Reload bmc"]);
+    assert_eq!(machine.json(&["status"])["memory_bytes"], 16 << 20);
+    assert_ne!(machine.programs(), programs);
+
+    let changed = play(VERSIONS[1], "--memory 16M --max-age 1h");
+    assert_eq!(changed, ["Copy the package", "Install the package"]);
+    let version = machine.run("dpkg-query", &["--show", "--showformat", "${Version}", "bmc"]);
+    assert_eq!(version, VERSIONS[1]);
+}
