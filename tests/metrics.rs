@@ -18,8 +18,13 @@ use std::process::ChildStdout;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
 use std::time::Instant;
 
+use bmc::kernel::end_with_us;
 use bmc::metrics::Family;
 use bmc::metrics::families;
 use bmc::stats::COUNTERS;
@@ -35,6 +40,7 @@ use common::PATIENCE;
 use common::Tcp;
 use common::Udp;
 use common::can_run;
+use common::can_run_with;
 use common::eventually;
 use common::run;
 use common::skipped;
@@ -173,22 +179,28 @@ fn promtool(test: &str, what: &[&str], input: &str) {
     assert!(output.status.success() && is_fine, "{said}\n{input}");
 }
 
-/// Has the kernel measure programs, until dropped.
-struct RunTime(String);
+/// Has the kernel measure programs, until dropped; for one test at a time.
+struct RunTime {
+    before: String,
+    _turn: MutexGuard<'static, ()>,
+}
 
 impl RunTime {
     const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
     fn measured() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let before = fs::read_to_string(Self::SYSCTL).expect("the kernel has it");
         fs::write(Self::SYSCTL, "1").expect("root may");
-        Self(before)
+        Self { before, _turn: turn }
     }
 }
 
 impl Drop for RunTime {
     fn drop(&mut self) {
-        let _ = fs::write(Self::SYSCTL, &self.0);
+        let _ = fs::write(Self::SYSCTL, &self.before);
     }
 }
 
@@ -297,10 +309,13 @@ fn the_readme_describes_every_metric_and_no_other() {
     assert_eq!(described, printed, "README.md should have:\n{}\n", printed.join("\n"));
 }
 
+fn dashboard() -> Value {
+    serde_json::from_str(&read("scripts/deploy/grafana.json")).expect("it is JSON")
+}
+
 #[test]
 fn the_dashboard_asks_only_for_what_there_is() {
-    let dashboard: Value =
-        serde_json::from_str(&read("scripts/deploy/grafana.json")).expect("it is JSON");
+    let dashboard = dashboard();
     let families = families();
     let mut asked = BTreeSet::new();
     let mut rules = Vec::new();
@@ -364,6 +379,115 @@ fn the_dashboard_asks_only_for_what_there_is() {
         &["rules", "/dev/stdin"],
         &rules.to_string(),
     );
+}
+
+/// A server of the monitoring, which ends with this.
+struct Server(Child);
+
+impl Server {
+    fn start(bed: &Bed, program: &str, args: &[&str]) -> Self {
+        let mut command = bed.0.server.command(program);
+        let child = end_with_us(command.args(args)).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(child.spawn().expect("nsenter can be run"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Each of its questions has an answer, when `node_exporter` reads the page and
+/// Prometheus asks `node_exporter`.
+#[test]
+fn the_dashboard_has_something_to_show_on_a_host_that_is_monitored() {
+    const TEST: &str = "the_dashboard_has_something_to_show_on_a_host_that_is_monitored";
+    const URL: &str = "http://127.0.0.1:9090";
+
+    if !can_run_with(TEST, &["prometheus", "promtool", "prometheus-node-exporter"]) {
+        return;
+    }
+    let bed = Bed::new("monitored");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitored");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).expect("cargo's own directory");
+    let path = |name: &str| directory.join(name).to_str().expect("text").to_string();
+    let config = serde_json::json!({
+        "global": { "scrape_interval": "500ms" },
+        "scrape_configs": [{
+            "job_name": "node",
+            "static_configs": [{ "targets": ["127.0.0.1:9100"] }],
+        }],
+    });
+    fs::write(path("prometheus.yml"), config.to_string()).expect("it is our directory");
+    let _exporter = Server::start(
+        &bed,
+        "prometheus-node-exporter",
+        &[
+            "--collector.disable-defaults",
+            "--collector.textfile",
+            &format!("--collector.textfile.directory={}", directory.display()),
+            "--web.listen-address=127.0.0.1:9100",
+        ],
+    );
+    let _prometheus = Server::start(
+        &bed,
+        "prometheus",
+        &[
+            &format!("--config.file={}", path("prometheus.yml")),
+            &format!("--storage.tsdb.path={}", path("data")),
+            "--web.listen-address=127.0.0.1:9090",
+        ],
+    );
+    let promtool = |args: &[&str]| {
+        let output = bed.0.server.command("promtool").arg("query").args(args).output();
+        String::from_utf8(output.expect("nsenter can be run").stdout).expect("text")
+    };
+
+    let _memcached = Memcached::start(&bed.0.server, &[]);
+    bed.attach(&[&["--unknown-ttl", "60s"], &MEMORY[..]].concat());
+    let _measured = RunTime::measured();
+    let mut tcp = Tcp::connect(&bed.0.client, Net::SERVER4);
+    let mut udp = Udp::connect(&bed.0.client, Net::SERVER4);
+    tcp.set("key", 0, b"value");
+    let dashboard = dashboard();
+    let panels = dashboard["panels"].as_array().expect("a list");
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let questions: BTreeSet<_> = targets
+        .map(|target| target["expr"].as_str().expect("a text"))
+        .map(|expr| {
+            // As Grafana does when all are chosen.
+            let expr = expr.replace("$__rate_interval", "10s");
+            expr.replace("$instance", ".*").replace("$bmc_instance", ".*")
+        })
+        .collect();
+    let mut open = questions.clone();
+    let all_are_answered = || {
+        udp.get("key");
+        udp.get("no key");
+        let page = bed.bmc(&["stats", "--format", "prometheus"]);
+        fs::write(path("new"), page).expect("it is our directory");
+        fs::rename(path("new"), path("bmc.prom")).expect("it is there");
+        open.retain(|question| {
+            let answer = promtool(&["instant", URL, question]);
+            !answer.contains("=>") || answer.contains("NaN")
+        });
+        open.is_empty()
+    };
+    assert!(eventually(Duration::from_secs(60), all_are_answered), "no answer to {open:#?}");
+    // What the dashboard's lists offer.
+    let up = promtool(&["instant", URL, "bmc_up"]);
+    let labels = [("instance", "127.0.0.1:9100"), ("bmc_instance", bed.0.instance())];
+    for (name, value) in labels {
+        assert!(up.contains(&format!("{name}=\"{value}\"")), "{up}");
+    }
+    let ratio = questions.iter().find(|question| question.contains(" + ")).expect("one is");
+    let ratio = promtool(&["instant", URL, ratio]);
+    let value = ratio.split("=> ").nth(1).and_then(|rest| rest.split(' ').next());
+    let value: f64 = value.and_then(|value| value.parse().ok()).expect("a number");
+    assert!((0.3..0.9).contains(&value), "half of the GETs hit: {ratio}");
 }
 
 /// A `bmc stats --watch --json` that runs.
