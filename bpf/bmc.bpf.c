@@ -51,10 +51,15 @@ SEC("xdp")
 int bmc_rx(struct xdp_md *ctx)
 {
 	struct bmc_scratch *s = scratch();
+	int found;
 
-	if (!s || is_tcp(DATA(ctx), DATA_END(ctx)))
+	if (!s)
 		return XDP_PASS;
-	return serve_xdp(ctx, s);
+	s->size = ctx->data_end - ctx->data;
+	found = plain_parse(DATA(ctx), DATA_END(ctx), s->size, WAY_IN, false, s);
+	if (found == PACKET_UNSURE)
+		found = xdp_packet(ctx, s);
+	return found == PACKET_UDP ? serve_xdp(ctx, s) : XDP_PASS;
 }
 
 /*
@@ -64,11 +69,12 @@ int bmc_rx(struct xdp_md *ctx)
 static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
 				   enum way way)
 {
-	int found = PACKET_OTHER;
+	int found = PACKET_UNSURE;
 
 	if (!skb->vlan_present)
-		found = segment_parse(DATA(skb), DATA_END(skb), way, s);
-	if (found == PACKET_TCP)
+		found = plain_parse(DATA(skb), DATA_END(skb), skb->len, way,
+				    true, s);
+	if (found != PACKET_UNSURE)
 		return found;
 	found = tc_packet(skb, s, way);
 	if (found == PACKET_SHORT && tc_linear(skb, HEADERS_LINEAR))

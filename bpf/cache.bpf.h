@@ -30,7 +30,8 @@
 #define CACHE_BPF_H
 
 enum {
-	COPY_INLINE = 256, /* bytes; more are copied by a helper */
+	COPY_LINE = 64, /* bytes */
+	COPY_FIRST = 4 * COPY_LINE,
 	SERVER_STEPS = 8, /* numbers that one memcached may have */
 };
 
@@ -151,23 +152,52 @@ __noinline int slot_holds(const struct slot_key *k, const struct bmc_scratch *s)
 	return k && s && slot_is(k, s);
 }
 
-/*
- * Copies a text to this CPU's memory, two words at a time: there is room behind.
- * A call costs as much as many words, where returns are guarded against
- * speculation; so a helper is called for long texts only.
- */
-static __always_inline void text_copy(__u8 *to, const __u8 *text, __u64 len)
+/* Copies COPY_LINE bytes. */
+static __always_inline void line_copy(__u8 *to, const __u8 *from)
 {
-	if (len > COPY_INLINE) {
-		bpf_probe_read_kernel(to, len, text);
-		return;
-	}
-	for (__u32 i = 0; i < COPY_INLINE; i += 16) {
+	for (int word = 0; word < COPY_LINE; word += 8)
+		*(__u64 *)(to + word) = *(const __u64 *)(from + word);
+}
+
+/* What a slot's text is, and a little more. */
+struct text {
+	__u8 bytes[(BMC_REPLY_MAX + COPY_LINE - 1) / COPY_LINE * COPY_LINE];
+};
+
+/* The lines behind the first few, as a function for the verifier's sake. */
+__noinline int text_rest(struct bmc_scratch *s, const struct text *text, __u32 len)
+{
+	__u64 at;
+
+	if (!s || !text)
+		return 0;
+	at = s->reply_len;
+	barrier_var(at);
+	if (at > BMC_REPLY_MAX)
+		return 0;
+	for (__u32 i = COPY_FIRST; i < BMC_REPLY_MAX; i += COPY_LINE) {
 		if (i >= len)
 			break;
-		*(__u64 *)(to + i) = *(const __u64 *)(text + i);
-		*(__u64 *)(to + i + 8) = *(const __u64 *)(text + i + 8);
+		line_copy(s->frame + HEAD_MAX + at + i, text->bytes + i);
 	}
+	return 0;
+}
+
+/*
+ * Copies a text to this CPU's memory, behind those that are there; there is room.
+ * Not by a helper: a call costs as much as many words, where returns are guarded
+ * against speculation.
+ */
+static __always_inline void text_copy(struct bmc_scratch *s, __u64 at,
+				      const struct text *text, __u64 len)
+{
+	for (__u32 i = 0; i < COPY_FIRST; i += COPY_LINE) {
+		if (i >= len)
+			return;
+		line_copy(s->frame + HEAD_MAX + at + i, text->bytes + i);
+	}
+	if (len > COPY_FIRST)
+		text_rest(s, text, len);
 }
 
 /*
@@ -238,7 +268,7 @@ static __always_inline int find(struct bmc_scratch *s)
 			continue;
 		if (at + len > BMC_REPLY_MAX - END_LEN)
 			return FIND_SIZE;
-		text_copy(s->frame + HEAD_MAX + at, slot_text(slot), len);
+		text_copy(s, at, (void *)slot_text(slot), len);
 		smp_rmb();
 		if (READ_ONCE(slot->seq) != seq || READ_ONCE(b->word) != word)
 			continue;

@@ -431,6 +431,7 @@ struct bmc_scratch {
 	/* The reply so far, END not included. */
 	__u32 reply_len;
 	__u64 reply_csum;
+	__u64 peers_csum; /* see csum_peers() */
 	/* memcached's number, plus 1; 0: it has none yet. */
 	__u32 server;
 	/* What cache_find() saw: the words a lease would carry. */

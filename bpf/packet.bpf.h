@@ -26,10 +26,19 @@ enum {
 	FRAME_LEN = 8, /* memcached's own header in each datagram */
 	TEXT_MAX = 1472, /* of a request: what an Ethernet frame can hold */
 	REPLY_TTL = 64,
+	LINK_MAX = 22, /* Ethernet and two tags */
+	LINK_WORDS = 3,
+	REPLY_HEAD = 56, /* IPv6, UDP, frame header; IPv4 and any text are longer */
 };
 
-/* What packet_parse() found; below zero: -COUNTER(...) of why it is left alone. */
-enum packet { PACKET_OTHER = 0, PACKET_UDP, PACKET_TCP, PACKET_SHORT };
+/* What a parser found; below zero: -COUNTER(...) of why it is left alone. */
+enum packet {
+	PACKET_OTHER = 0,
+	PACKET_UDP,
+	PACKET_TCP,
+	PACKET_SHORT,
+	PACKET_UNSURE
+};
 
 /* Which way the packet goes, seen from memcached. */
 enum way { WAY_IN, WAY_OUT };
@@ -107,8 +116,20 @@ static __always_inline __u64 mapped(__be32 addr)
 }
 
 /*
+ * The sum of UDP's pseudo header but for the length: that of the request and the
+ * reply.
+ */
+static __always_inline __u64 csum_peers(const struct bmc_peers *peers)
+{
+	/* The ffff of a mapped address is zero in ones' complement. */
+	return csum_word(peers->client[0]) + csum_word(peers->client[1]) +
+	       csum_word(peers->server[0]) + csum_word(peers->server[1]) +
+	       ((__u64)IPPROTO_UDP << 8);
+}
+
+/*
  * Ethernet, tags, IP and the ports. Sets request.peers, mac, ip*, l4, l4_len (0
- * if the stack will drop the packet).
+ * if the stack will drop the packet), peers_csum.
  * request.peers.vlan holds, on entry, the tag that the kernel keeps outside
  * the frame (TC), shifted in by one id: the frame's own tags come after it.
  * Says OTHER for anything that is not memcached's, and SHORT if it has to see
@@ -267,82 +288,104 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	}
 	if (l4_end - l4 > bpf_ntohs(l4h->len))
 		return -COUNTER(pass_length);
+	s->peers_csum = csum_peers(peers);
 	return PACKET_UDP;
 }
 
-/* Most of what is not UDP, found with little code. */
-static __always_inline bool is_tcp(void *data, void *data_end)
-{
-	struct ethhdr *eth = data;
-	struct iphdr *ip4 = (void *)(eth + 1);
-	struct ipv6hdr *ip6 = (void *)(eth + 1);
-
-	if ((void *)(ip4 + 1) > data_end)
-		return false;
-	return (eth->h_proto == bpf_htons(ETH_P_IP) &&
-		ip4->protocol == IPPROTO_TCP) ||
-	       (eth->h_proto == bpf_htons(ETH_P_IPV6) &&
-		ip6->nexthdr == IPPROTO_TCP);
-}
-
 /*
- * What packet_parse() finds in a TCP segment with nothing but the plain headers,
- * as most are, less what only a reply in place would want to know. OTHER is
- * for packet_parse() to judge.
+ * What packet_parse() finds in a packet with nothing but the plain headers, as
+ * most are; in a TCP segment less what only a reply in place would want to know.
+ * UNSURE is for packet_parse() to judge.
  */
-static __always_inline int segment_parse(void *data, void *data_end,
-					 enum way way, struct bmc_scratch *s)
+static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
+				       enum way way, bool tcp,
+				       struct bmc_scratch *s)
 {
 	struct bmc_peers *peers = &s->request.peers;
-	__u64 src[2] = {}, dst[2] = {};
+	__u64 src[2] = {}, dst[2] = {}, sum, ip_sum = 0xffff, w;
 	struct ethhdr *eth = data;
-	struct tcphdr *tcp;
+	struct udphdr *l4h;
 	void *ip = eth + 1;
+	__u8 next;
 
-	if (ip + sizeof(struct iphdr) + sizeof(*tcp) > data_end)
-		return PACKET_OTHER;
+	if (ip + sizeof(struct iphdr) + sizeof(*l4h) > data_end)
+		return PACKET_UNSURE;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip4 = ip;
 
-		if (ip4->protocol != IPPROTO_TCP || ip4->version_ihl != 0x45 ||
-		    ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		next = ip4->protocol;
+		if (next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp))
 			return PACKET_OTHER;
+		if (ip4->version_ihl != 0x45 ||
+		    ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+			return PACKET_UNSURE;
 		src[1] = mapped(ip4->saddr);
 		dst[1] = mapped(ip4->daddr);
-		tcp = (void *)(ip4 + 1);
+		sum = (__u64)ip4->saddr + ip4->daddr;
 		s->l4_len = bpf_ntohs(ip4->tot_len) - sizeof(*ip4);
+		l4h = (void *)(ip4 + 1);
+		if (next == IPPROTO_UDP) {
+			w = *(__u64 *)ip;
+			s->ip_first = w;
+			s->ip_id = (__u16)(w >> 32);
+			ip_sum = csum_word(w) + *(__u32 *)&ip4->ttl + sum;
+		}
 	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip6 = ip;
 
-		tcp = (void *)(ip6 + 1);
-		if ((void *)(tcp + 1) > data_end ||
-		    ip6->nexthdr != IPPROTO_TCP || *(__u8 *)ip >> 4 != 6)
+		l4h = (void *)(ip6 + 1);
+		if ((void *)(l4h + 1) > data_end)
+			return PACKET_UNSURE;
+		next = ip6->nexthdr;
+		if (next == IPPROTO_TCP && !tcp)
 			return PACKET_OTHER;
+		if ((next != IPPROTO_UDP && next != IPPROTO_TCP) ||
+		    *(__u8 *)ip >> 4 != 6)
+			return PACKET_UNSURE;
 		__builtin_memcpy(src, ip6->saddr, sizeof(src));
 		__builtin_memcpy(dst, ip6->daddr, sizeof(dst));
 		if (is_mapped(src) || is_mapped(dst))
 			return PACKET_OTHER;
+		sum = csum_word(src[0]) + csum_word(src[1]) +
+		      csum_word(dst[0]) + csum_word(dst[1]);
 		s->l4_len = bpf_ntohs(ip6->payload_len);
+		s->ip_first = ip6->version_class_label;
 	} else {
-		return PACKET_OTHER;
+		return PACKET_UNSURE;
 	}
+	if (!is_memcached_port(way == WAY_IN ? l4h->dest : l4h->source))
+		return PACKET_OTHER;
 	/* Without a length: see BIG TCP above. */
 	if ((__s32)s->l4_len <= 0)
-		return PACKET_OTHER;
-	if (!is_memcached_port(way == WAY_IN ? tcp->dest : tcp->source))
-		return PACKET_OTHER;
+		return PACKET_UNSURE;
 	*peers = way == WAY_IN
 			 ? (struct bmc_peers){ .client = { src[0], src[1] },
 					       .server = { dst[0], dst[1] },
-					       .client_port = tcp->source,
-					       .server_port = tcp->dest }
+					       .client_port = l4h->source,
+					       .server_port = l4h->dest }
 			 : (struct bmc_peers){ .client = { dst[0], dst[1] },
 					       .server = { src[0], src[1] },
-					       .client_port = tcp->dest,
-					       .server_port = tcp->source };
-	s->tcp = *tcp;
-	s->l4 = (void *)tcp - data;
-	return PACKET_TCP;
+					       .client_port = l4h->dest,
+					       .server_port = l4h->source };
+	s->l4 = (void *)l4h - data;
+	if (next == IPPROTO_TCP) {
+		struct tcphdr *head = (void *)l4h;
+
+		if ((void *)(head + 1) > data_end)
+			return PACKET_UNSURE;
+		s->tcp = *head;
+		return PACKET_TCP;
+	}
+	if (csum_fold(ip_sum) != 0xffff || s->l4_len < UDP_LEN ||
+	    s->l4_len != bpf_ntohs(l4h->len) || s->l4 + s->l4_len > len)
+		return PACKET_UNSURE;
+	s->mac[0] = ((__u64 *)data)[0];
+	s->mac[1] = ((__u64 *)data)[1];
+	s->mac[2] = ((__u64 *)data)[2];
+	s->ip = sizeof(*eth);
+	s->ip_csum = 0xffff;
+	s->peers_csum = sum + (IPPROTO_UDP << 8);
+	return PACKET_UDP;
 }
 
 /* The eight bytes before offset `end`. */
@@ -388,6 +431,8 @@ static __always_inline int request_parse(void *data, void *data_end,
 		return -COUNTER(pass_frame);
 	if (l4 > HEAD_MAX || len > TEXT_MAX)
 		return -COUNTER(pass_length);
+	bounded(l4, 127);
+	bounded(len, 2047);
 	text = data + l4 + UDP_LEN + FRAME_LEN;
 	if ((void *)text > data_end)
 		return -COUNTER(pass_length);
@@ -468,6 +513,7 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 		return -COUNTER(pass_line);
 	if (klen > BMC_KEY_MAX)
 		return -COUNTER(pass_key);
+	bounded(klen, 255);
 	s->hash = hash_end(sum, klen);
 	from += klen;
 	p = data + from;
@@ -493,14 +539,6 @@ static __always_inline bool skb_load(struct __sk_buff *skb, __u32 off, void *to,
 	return len < max && !bpf_skb_load_bytes(skb, off, to, len + 1);
 }
 
-static __always_inline __u64 csum_peers(const struct bmc_peers *peers, __u32 len)
-{
-	/* The ffff of a mapped address is zero in ones' complement. */
-	return csum_word(peers->client[0]) + csum_word(peers->client[1]) +
-	       csum_word(peers->server[0]) + csum_word(peers->server[1]) +
-	       ((__u64)IPPROTO_UDP << 8) + bpf_htons(len);
-}
-
 enum intact { INTACT_NO = 0, INTACT_YES, INTACT_PARTIAL };
 
 /*
@@ -524,6 +562,8 @@ static __always_inline int request_intact(void *data, void *data_end,
 	if (l4 > HEAD_MAX || len > TEXT_MAX + UDP_LEN + FRAME_LEN ||
 	    len < UDP_LEN + FRAME_LEN)
 		return INTACT_NO;
+	bounded(l4, 127);
+	bounded(len, 2047);
 	p = data + l4;
 	if ((void *)p + UDP_LEN > data_end)
 		return INTACT_NO;
@@ -531,16 +571,23 @@ static __always_inline int request_intact(void *data, void *data_end,
 	if (!check)
 		return is_mapped(s->request.peers.client) ? INTACT_YES
 							  : INTACT_NO;
-	pseudo = csum_peers(&s->request.peers, len);
+	pseudo = s->peers_csum + bpf_htons(len);
 	partial = check == csum_fold(pseudo);
 	if (partial && !sure)
 		return INTACT_PARTIAL;
-	for (i = 0; i < (TEXT_MAX + UDP_LEN + FRAME_LEN) / 8; i++, p += 8) {
-		if (i * 8 + 8 > len)
+	/* Sixteen bytes at a time, then eight, then what is left. */
+	for (i = 16; i <= TEXT_MAX + UDP_LEN + FRAME_LEN; i += 16, p += 16) {
+		if (i > len)
 			break;
+		if ((void *)p + 16 > data_end)
+			return INTACT_NO;
+		sum += (__u64)((__u32 *)p)[0] + ((__u32 *)p)[1];
+		sum += (__u64)((__u32 *)p)[2] + ((__u32 *)p)[3];
+	}
+	if (len & 8) {
 		if ((void *)p + 8 > data_end)
 			return INTACT_NO;
-		sum += csum_word(*(__u64 *)p);
+		sum += (__u64)((__u32 *)p)[0] + ((__u32 *)p)[1];
 	}
 	if (len & 7) {
 		if (!word_before(data, data_end, l4 + len, &w))
@@ -553,80 +600,79 @@ static __always_inline int request_intact(void *data, void *data_end,
 }
 
 /*
- * Turns the text in s->frame into the whole reply frame: END behind it, the
- * headers of the request, answered, in front. Returns the offset of its first
- * byte in s->frame; the frame is s->text + s->reply_len + END_LEN long. With
- * `partial` the checksum covers the addresses only, for whoever completes it.
+ * Ends the text in s->frame; the sum is then that of all of it. True, as find()
+ * leaves room for the end.
  */
-static __always_inline __u32 reply_build(struct bmc_scratch *s, bool partial)
+static __always_inline bool reply_end(struct bmc_scratch *s)
 {
-	const struct bmc_peers *peers = &s->request.peers;
-	__u32 len = s->reply_len, udp_len, start;
-	__u64 dst = s->mac[0] & 0xffffffffffffULL, sum;
-	__u64 src = s->mac[0] >> 48 | (s->mac[1] & 0xffffffff) << 16;
-	__u64 end = TEXT_END_, id = s->request.id;
-	__u8 *text = s->frame + HEAD_MAX, *ip, *l2;
+	__u64 end = TEXT_END_ | (__u64)'\n' << 32;
+	__u32 len = s->reply_len;
+	__u8 *text = s->frame + HEAD_MAX;
 
-	if (len > BMC_REPLY_MAX || s->text > HEAD_MAX)
-		return 0;
-	start = HEAD_MAX - s->text;
-
-	/* "END\r\n", summed at its place: an odd one swaps the bytes. */
-	end |= (__u64)'\n' << 32;
+	if (len > BMC_REPLY_MAX - END_LEN)
+		return false;
 	*(__u32 *)(text + len) = (__u32)end;
 	text[len + 4] = '\n';
-	sum = s->reply_csum;
-	sum += len & 1 ? csum_word(end << 8) : csum_word(end);
+	/* Summed at its place: an odd one swaps the bytes. */
+	s->reply_csum += len & 1 ? csum_word(end << 8) : csum_word(end);
+	return true;
+}
 
-	udp_len = UDP_LEN + FRAME_LEN + len + END_LEN;
-	l2 = s->frame + start;
+/*
+ * Writes the headers of the request, answered: from `l2` on what is before the IP
+ * header, LINK_WORDS words, and from `ip` on the others. With `partial` the
+ * checksum covers the addresses only, for whoever completes it.
+ */
+static __always_inline void reply_head(const struct bmc_scratch *s, __u8 *l2,
+				       __u8 *ip, bool partial)
+{
+	const struct bmc_peers *peers = &s->request.peers;
+	__u64 dst = s->mac[0] & 0xffffffffffffULL, sum, id = s->request.id;
+	__u64 src = s->mac[0] >> 48 | (s->mac[1] & 0xffffffff) << 16;
+	__u32 udp_len = UDP_LEN + FRAME_LEN + s->reply_len + END_LEN;
+
 	*(__u64 *)l2 = src | dst << 48;
 	*(__u64 *)(l2 + 8) = dst >> 16 | (s->mac[1] >> 32 << 32);
 	*(__u64 *)(l2 + 16) = s->mac[2];
 
-	if (is_mapped(peers->client)) {
-		__u32 total = sizeof(struct iphdr) + udp_len;
-		__u64 check;
-
-		ip = text - FRAME_LEN - UDP_LEN - sizeof(struct iphdr);
-		/* No DF: what the path cannot carry whole may be split. */
-		*(__u32 *)ip = (s->ip_first & 0xffff) | (__u32)bpf_htons(total)
-								<< 16;
-		*(__u32 *)(ip + 4) = s->ip_id;
-		*(__u32 *)(ip + 8) = REPLY_TTL | IPPROTO_UDP << 8;
-		*(__u32 *)(ip + 12) = peers->server[1] >> 32;
-		*(__u32 *)(ip + 16) = peers->client[1] >> 32;
-		check = (__u64) * (__u32 *)ip + *(__u32 *)(ip + 4) +
-			*(__u32 *)(ip + 8) + (peers->server[1] >> 32) +
-			(peers->client[1] >> 32);
-		*(__u16 *)(ip + 10) = ~csum_fold(check);
-	} else {
-		ip = text - FRAME_LEN - UDP_LEN - sizeof(struct ipv6hdr);
-		*(__u32 *)ip = s->ip_first;
-		*(__u32 *)(ip + 4) = bpf_htons(udp_len) | IPPROTO_UDP << 16 |
-				     REPLY_TTL << 24;
-		*(__u64 *)(ip + 8) = peers->server[0];
-		*(__u64 *)(ip + 16) = peers->server[1];
-		*(__u64 *)(ip + 24) = peers->client[0];
-		*(__u64 *)(ip + 32) = peers->client[1];
-	}
-
+	sum = s->peers_csum + bpf_htons(udp_len);
 	if (partial) {
-		sum = csum_fold(csum_peers(peers, udp_len));
+		sum = csum_fold(sum);
 	} else {
-		sum += csum_peers(peers, udp_len) + peers->server_port +
-		       peers->client_port + bpf_htons(udp_len) + id +
-		       bpf_htons(1);
+		sum += s->reply_csum + peers->server_port + peers->client_port +
+		       bpf_htons(udp_len) + id + bpf_htons(1);
 		sum = (__u16)~csum_fold(sum);
 		if (!sum)
 			sum = 0xffff; /* RFC 768: zero would mean none */
 	}
-	*(__u64 *)(text - FRAME_LEN - UDP_LEN) =
-		peers->server_port | (__u64)peers->client_port << 16 |
-		(__u64)bpf_htons(udp_len) << 32 | sum << 48;
+	if (is_mapped(peers->client)) {
+		__u32 total = sizeof(struct iphdr) + udp_len;
+		__u32 from = peers->server[1] >> 32, to = peers->client[1] >> 32;
+		/* No DF: what the path cannot carry whole may be split. */
+		__u64 first = (s->ip_first & 0xffff) |
+			      (__u64)bpf_htons(total) << 16 |
+			      (__u64)s->ip_id << 32;
+		__u64 ttl = REPLY_TTL | IPPROTO_UDP << 8;
+
+		ttl |= (__u64)(__u16)~csum_fold(csum_word(first) + ttl + from + to)
+		       << 16;
+		*(__u64 *)ip = first;
+		*(__u64 *)(ip + 8) = ttl | (__u64)from << 32;
+		*(__u32 *)(ip + 16) = to;
+		ip += sizeof(struct iphdr);
+	} else {
+		*(__u64 *)ip = s->ip_first | (__u64)bpf_htons(udp_len) << 32 |
+			       (__u64)IPPROTO_UDP << 48 | (__u64)REPLY_TTL << 56;
+		*(__u64 *)(ip + 8) = peers->server[0];
+		*(__u64 *)(ip + 16) = peers->server[1];
+		*(__u64 *)(ip + 24) = peers->client[0];
+		*(__u64 *)(ip + 32) = peers->client[1];
+		ip += sizeof(struct ipv6hdr);
+	}
+	*(__u64 *)ip = peers->server_port | (__u64)peers->client_port << 16 |
+		       (__u64)bpf_htons(udp_len) << 32 | sum << 48;
 	/* The same id, sequence 0, total 1. */
-	*(__u64 *)(text - FRAME_LEN) = id | (__u64)bpf_htons(1) << 32;
-	return start;
+	*(__u64 *)(ip + UDP_LEN) = id | (__u64)bpf_htons(1) << 32;
 }
 
 #endif /* PACKET_BPF_H */

@@ -21,7 +21,6 @@ enum {
 	 */
 	HEAD_GROWTH = 192,
 	MTU_SAFE = 576,
-	WRITE_INLINE = 352, /* bytes; longer frames are written by a helper */
 };
 
 /*
@@ -31,25 +30,14 @@ enum {
 #define DATA(ctx) ((void *)(long)READ_ONCE((ctx)->data))
 #define DATA_END(ctx) ((void *)(long)READ_ONCE((ctx)->data_end))
 
-/*
- * The request and its first key; 0 if that can be looked up. One function, so
- * that the verifier does not follow each kind of header through the lookup.
- */
-__noinline int xdp_request(struct xdp_md *ctx, struct bmc_scratch *s)
+/* What plain_parse() left to judge. */
+__noinline int xdp_packet(struct xdp_md *ctx, struct bmc_scratch *s)
 {
-	void *data = DATA(ctx), *data_end = DATA_END(ctx);
-	int found;
-
 	if (!s)
-		return -1;
-	s->size = data_end - data;
+		return PACKET_OTHER;
 	s->request.peers.vlan = 0;
-	found = packet_parse(data, data_end, s->size, WAY_IN, false, false, s);
-	if (found != PACKET_UDP)
-		return -1;
-	return request_parse(data, data_end, s)
-		       ?: request_key(DATA(ctx), DATA_END(ctx),
-				      s->text + GET_LEN, s);
+	return packet_parse(DATA(ctx), DATA_END(ctx), s->size, WAY_IN, false,
+			    false, s);
 }
 
 /* The keys behind the first, whose texts go behind the first's. */
@@ -124,30 +112,48 @@ static __always_inline void count(struct bmc_stats *st, int counter)
 		((__u64 *)st)[n]++;
 }
 
-/* The frame in s->frame, `len` bytes from `start` on, into the packet. */
+/* The reply into the frame, which is as long as it; `len` bytes of text. */
 static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
-				      __u64 start, __u64 len)
+				      __u64 len)
 {
-	void *data = DATA(ctx), *data_end = DATA_END(ctx);
-	__u8 *from = s->frame + start;
-	__u64 last = len - 16;
+	void *data = DATA(ctx), *data_end = DATA_END(ctx), *to;
+	__u64 ip = s->ip, text = s->text, last = len - 16, i;
+	__u8 *from = s->frame + HEAD_MAX;
 
-	if (len > WRITE_INLINE)
-		return !bpf_xdp_store_bytes(ctx, 0, from, len);
-	/* Two words at a time, the last two up to the end. */
-	for (__u32 i = 0; i < WRITE_INLINE; i += 16) {
+	barrier_var(ip);
+	barrier_var(text);
+	if (ip > LINK_MAX || text > HEAD_MAX)
+		return false;
+	bounded(ip, 31);
+	bounded(text, 127);
+	if (data + LINK_WORDS * 8 > data_end || data + ip + REPLY_HEAD > data_end)
+		return false;
+	reply_head(s, data, data + ip, false);
+	/* The text by lines, then two words at a time, the last two up to the end. */
+	to = data + text;
+	for (i = 0; i < BMC_REPLY_MAX; i += COPY_LINE) {
+		if (i + COPY_LINE > len)
+			break;
+		if (to + i + COPY_LINE > data_end)
+			return false;
+		line_copy(to + i, from + i);
+	}
+	for (int step = 0; step < COPY_LINE / 16; step++, i += 16) {
 		if (i >= last)
 			break;
-		if (data + i + 16 > data_end)
+		if (to + i + 16 > data_end)
 			return false;
-		*(__u64 *)(data + i) = *(__u64 *)(from + i);
-		*(__u64 *)(data + i + 8) = *(__u64 *)(from + i + 8);
+		*(__u64 *)(to + i) = *(__u64 *)(from + i);
+		*(__u64 *)(to + i + 8) = *(__u64 *)(from + i + 8);
 	}
 	barrier_var(last);
-	if (last > WRITE_INLINE || data + last + 16 > data_end)
+	if (last > BMC_REPLY_MAX)
 		return false;
-	*(__u64 *)(data + last) = *(__u64 *)(from + last);
-	*(__u64 *)(data + last + 8) = *(__u64 *)(from + last + 8);
+	bounded(last, 2047);
+	if (to + last + 16 > data_end)
+		return false;
+	*(__u64 *)(to + last) = *(__u64 *)(from + last);
+	*(__u64 *)(to + last + 8) = *(__u64 *)(from + last + 8);
 	return true;
 }
 
@@ -158,11 +164,12 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
 static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 {
 	struct bmc_stats *st = stats();
-	__u64 start, len;
 	__u32 keys = 1, off;
 	int grow, intact;
+	__u64 len;
 
-	if (!st || xdp_request(ctx, s))
+	if (!st || request_parse(DATA(ctx), DATA_END(ctx), s) ||
+	    request_key(DATA(ctx), DATA_END(ctx), s->text + GET_LEN, s))
 		return XDP_PASS;
 	s->reply_len = 0;
 	s->reply_csum = 0;
@@ -176,6 +183,8 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 	}
 	if (off)
 		return XDP_PASS;
+	/* Through memory: the verifier goes on with one number, not 32. */
+	WRITE_ONCE(s->keys, keys);
 	/* On an skb that has its checksum completed later, XDP would have to
 	 * keep the headers where they are: bmc_rx_tc does.
 	 */
@@ -183,16 +192,12 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 	if (!intact || (intact == INTACT_PARTIAL && cfg.generic))
 		return XDP_PASS;
 
-	start = reply_build(s, false);
-	len = READ_ONCE(s->text) + READ_ONCE(s->reply_len) + END_LEN;
-	grow = len - READ_ONCE(s->size);
-	barrier_var(start);
+	len = READ_ONCE(s->reply_len) + END_LEN;
 	barrier_var(len);
-	if (start > HEAD_MAX || len > HEAD_MAX + BMC_REPLY_MAX)
+	if (!reply_end(s) || len < 16 || len > BMC_REPLY_MAX ||
+	    !fits_device(ctx, s, s->text + len))
 		return XDP_PASS;
-	barrier_var(len);
-	if (len < 16 || !fits_device(ctx, s, len))
-		return XDP_PASS;
+	grow = s->text + len - READ_ONCE(s->size);
 	if (grow > 0 && grow <= HEAD_GROWTH) {
 		if (bpf_xdp_adjust_head(ctx, -grow) &&
 		    bpf_xdp_adjust_tail(ctx, grow))
@@ -200,20 +205,31 @@ static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
 	} else if (grow && bpf_xdp_adjust_tail(ctx, grow)) {
 		return XDP_PASS;
 	}
-	if (!xdp_write(ctx, s, start, len))
+	if (!xdp_write(ctx, s, len))
 		return XDP_PASS; /* cannot be: the frame is that long */
-	count_served(st, keys);
+	count_served(st, READ_ONCE(s->keys));
 	return XDP_TX;
 }
 
-/* The same for an skb. */
-static __always_inline bool tc_write(struct __sk_buff *skb, const __u8 *from,
-				     __u64 len)
+/* The same for an skb; `len` bytes in all. */
+static __always_inline bool tc_write(struct __sk_buff *skb, struct bmc_scratch *s,
+				     __u64 len, bool partial)
 {
+	__u64 ip = s->ip, start = HEAD_MAX - s->text;
+	__u8 *frame = s->frame;
+
+	barrier_var(ip);
+	barrier_var(start);
+	if (ip > LINK_MAX || start > HEAD_MAX - LINK_WORDS * 8)
+		return false;
+	bounded(ip, 31);
+	bounded(start, 127);
+	frame += start;
+	reply_head(s, frame, frame + ip, partial);
 	len--; /* see skb_load() */
 	barrier_var(len);
 	return len < HEAD_MAX + BMC_REPLY_MAX &&
-	       !bpf_skb_store_bytes(skb, 0, from, len + 1, BPF_F_RECOMPUTE_CSUM);
+	       !bpf_skb_store_bytes(skb, 0, frame, len + 1, BPF_F_RECOMPUTE_CSUM);
 }
 
 /*
@@ -224,7 +240,7 @@ static __always_inline int serve_tc(struct __sk_buff *skb,
 				    struct bmc_scratch *s, struct bmc_stats *st)
 {
 	int why, found = FIND_HIT, intact;
-	__u32 keys, off, start, len;
+	__u32 keys, off, len;
 
 	s->reply_len = 0;
 	s->reply_csum = 0;
@@ -241,22 +257,19 @@ static __always_inline int serve_tc(struct __sk_buff *skb,
 	}
 	if (off)
 		return -COUNTER(pass_keys);
-	/* Through memory: the verifier goes on with one number, not 16. */
+	/* Through memory: the verifier goes on with one number, not 32. */
 	WRITE_ONCE(s->keys, keys);
 	keys = READ_ONCE(s->keys);
 
 	if (found == FIND_HIT) {
 		intact = tc_intact(skb, s);
-		start = reply_build(s, intact == INTACT_PARTIAL);
 		len = s->text + s->reply_len + END_LEN;
 		if (!intact) {
 			st->pass_checksum++;
-		} else if (start >= HEAD_MAX || !len ||
-			   len > HEAD_MAX + BMC_REPLY_MAX ||
-			   !fits_device(skb, s, len) ||
+		} else if (!reply_end(s) || !fits_device(skb, s, len) ||
 			   bpf_skb_change_tail(skb, len, 0)) {
 			st->pass_room++;
-		} else if (tc_write(skb, s->frame + start, len)) {
+		} else if (tc_write(skb, s, len, intact == INTACT_PARTIAL)) {
 			count_served(st, keys);
 			st->tc_replies++;
 			return bpf_redirect(skb->ifindex, 0);
