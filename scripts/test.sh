@@ -11,6 +11,7 @@
 #   BMC_NO_INSTALL=1    installs nothing
 #   BMC_E2E_GETS=N      GETs of each random run in tests/e2e.rs (100000); a
 #                       thorough run takes 1000000
+#   BMC_E2E_LIFE=N      seconds that its items live which are to end (4)
 #   BMC_MODEL=full      the larger bounds of tests/model
 #   BMC_STRESS_OPS=N    operations of tests/stress (200000)
 #   BMC_FAULT_SECONDS=N how long tests/faults goes on (40); it sets the clock now and

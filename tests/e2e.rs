@@ -601,10 +601,12 @@ fn ends_an_entry_with_its_item(name: &str, path: Path) {
     let mut bed = Bed::new(name, path, LASTING);
     bed.warm_up();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    bed.tcp.command("set relative 0 4 1\r\nv");
-    bed.tcp.command(&format!("set absolute 0 {} 1\r\nv", now + 5));
+    let life: u64 =
+        std::env::var("BMC_E2E_LIFE").map_or(4, |seconds| seconds.parse().expect("a number"));
+    bed.tcp.command(&format!("set relative 0 {life} 1\r\nv"));
+    bed.tcp.command(&format!("set absolute 0 {} 1\r\nv", now + life + 1));
     bed.tcp.command("set touched 0 0 1\r\nv");
-    bed.tcp.command("touch touched 4");
+    bed.tcp.command(&format!("touch touched {life}"));
     bed.tcp.command("set endless 0 0 1\r\nv");
     let mut left = vec!["relative", "absolute", "touched"];
     for key in &left {
