@@ -26,6 +26,7 @@ use bmc::kernel::LinkType;
 use bmc::system;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -190,7 +191,11 @@ fn hooks(net: &Net) -> Hooks {
         for side in [LinkType::TcxIngress, LinkType::TcxEgress] {
             let links = net.server.within(|| {
                 let index = system::index_of(device).ok()?;
-                let tcx = kernel::tcx(index, side).expect("the kernel lists programs");
+                let tcx = match kernel::tcx(index, side) {
+                    // It has none: Linux before 6.6.
+                    Err(err) if err.raw_os_error() == Some(Errno::EINVAL as i32) => Vec::new(),
+                    tcx => tcx.expect("the kernel lists programs"),
+                };
                 Some(tcx.iter().map(|tcx| tcx.link).collect::<Vec<_>>())
             });
             programs.as_array_mut().expect("a list").push(links.into());
@@ -351,6 +356,9 @@ fn locks_the_memory_that_was_asked_for() {
     if !can_run("locks_the_memory_that_was_asked_for") {
         return;
     }
+    let release = system::release().expect("the kernel has one");
+    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+    let guesses = [numbers.next(), numbers.next()] < [Some(6), Some(4)];
     let bed = Bed::new("locked", TCX);
     for memory in [16_u64 << 20, 50_000_000, 256 << 20] {
         bed.expect(DONE, &["attach", Net::DEVICE, "--memory", &memory.to_string(), "--replace"]);
@@ -366,7 +374,10 @@ fn locks_the_memory_that_was_asked_for() {
             locked += map["bytes_memlock"].as_u64().unwrap_or_default();
         }
         assert_eq!(bed.status()["memory_locked_bytes"], locked);
-        assert!(locked <= memory, "{locked} of {memory}");
+        // Before 6.4 the kernel says what it guesses: a key for each element of an
+        // array too.
+        let more = if guesses { memory / 100 * 7 } else { 0 };
+        assert!(locked <= memory + more, "{locked} of {memory}");
         assert!(locked >= memory / 100 * 98, "{locked} of {memory}");
     }
 }
