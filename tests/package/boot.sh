@@ -44,7 +44,7 @@ for device in null zero full random urandom tty; do
 done
 mkdir "$root/packages" "$root/dev/shm"
 ln -s pts/ptmx "$root/dev/ptmx"
-cp "$packages"/*.deb "$root/packages"
+cp "$packages"/* "$root/packages"
 # What would change more than this copy of the machine.
 mkdir -p "$root/run/systemd/system"
 for unit in sysctl binfmt modules-load remount-fs tmpfiles-setup-dev udevd udev-trigger \
