@@ -74,7 +74,7 @@ static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (!skb->vlan_present)
 		found = plain_parse(DATA(skb), DATA_END(skb), skb->len, way,
 				    true, s);
-	if (found != PACKET_UNSURE)
+	if (likely(found != PACKET_UNSURE))
 		return found;
 	found = tc_packet(skb, s, way);
 	if (found == PACKET_SHORT && tc_linear(skb, HEADERS_LINEAR))

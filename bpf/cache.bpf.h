@@ -268,6 +268,7 @@ static __always_inline int find(struct bmc_scratch *s)
 			continue;
 		if (at + len > BMC_REPLY_MAX - END_LEN)
 			return FIND_SIZE;
+		bounded(at, 2047);
 		text_copy(s, at, (void *)slot_text(slot), len);
 		smp_rmb();
 		if (READ_ONCE(slot->seq) != seq || READ_ONCE(b->word) != word)

@@ -671,7 +671,7 @@ flow_in_get(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_flow *flow)
 	__u64 now = flow_now();
 
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->in_next ||
-	    flow->in_skip || flow->in_part || flow->binary || flow->deep ||
+	    flow->in_skip | flow->in_part | flow->binary | flow->deep ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
 	    now - flow->in_last > BMC_APPLY_NS || !in_has_room(flow) ||
 	    !text_peek(skb, s))
@@ -758,9 +758,9 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_IN);
 	struct bmc_stats *st;
 
-	if (!flow && s->text_len)
+	if (unlikely(!flow && s->text_len))
 		flow = flow_new(skb, s);
-	if (flow && flow_in_get(skb, s, flow)) {
+	if (likely(flow && flow_in_get(skb, s, flow))) {
 		turn_end(&flow->in_turn);
 	} else if (flow) {
 		flow_in_any(skb, s, flow);
@@ -931,13 +931,18 @@ static __always_inline bool flow_out_value(struct __sk_buff *skb,
 
 	smp_rmb();
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
-	    flow->out_skip || flow->out_part || flow->binary || flow->vague ||
+	    flow->out_skip | flow->out_part | flow->binary | flow->vague ||
 	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) || tail == head ||
 	    !(READ_ONCE(flow->gets) >> place & 1) || !text_peek(skb, s))
 		return false;
 	get = READ_ONCE(flow->in_get) ^ get_of(place, 0);
-	if (!reply_quick(win, &r, get < LINE_MAX ? get : 0))
+	if (get >= LINE_MAX)
+		get = 0;
+	/* For Linux 6.1, which loses that: see bounded(). */
+	barrier_var(get);
+	get &= 511;
+	if (!reply_quick(win, 0, len, &r, get))
 		return false;
 	end = r.head + r.block;
 	if (!r.last) {
@@ -1000,7 +1005,7 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_OUT);
 	struct bmc_stats *st;
 
-	if (flow && flow->mode == FLOW_NEW) {
+	if (unlikely(flow && flow->mode == FLOW_NEW)) {
 		turn_end(&flow->out_turn);
 		flow = NULL;
 	}
@@ -1013,7 +1018,7 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		}
 		return;
 	}
-	if (flow_out_value(skb, s, flow))
+	if (likely(flow_out_value(skb, s, flow)))
 		turn_end(&flow->out_turn);
 	else
 		flow_out_any(skb, s, flow);

@@ -308,16 +308,16 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 	void *ip = eth + 1;
 	__u8 next;
 
-	if (ip + sizeof(struct iphdr) + sizeof(*l4h) > data_end)
+	if (unlikely(ip + sizeof(struct iphdr) + sizeof(*l4h) > data_end))
 		return PACKET_UNSURE;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+	if (likely(eth->h_proto == bpf_htons(ETH_P_IP))) {
 		struct iphdr *ip4 = ip;
 
 		next = ip4->protocol;
-		if (next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp))
+		if (unlikely(next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp)))
 			return PACKET_OTHER;
-		if (ip4->version_ihl != 0x45 ||
-		    ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		if (unlikely(ip4->version_ihl != 0x45 ||
+			     ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET)))
 			return PACKET_UNSURE;
 		src[1] = mapped(ip4->saddr);
 		dst[1] = mapped(ip4->daddr);
@@ -356,7 +356,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 	if (!is_memcached_port(way == WAY_IN ? l4h->dest : l4h->source))
 		return PACKET_OTHER;
 	/* Without a length: see BIG TCP above. */
-	if ((__s32)s->l4_len <= 0)
+	if (unlikely((__s32)s->l4_len <= 0))
 		return PACKET_UNSURE;
 	*peers = way == WAY_IN
 			 ? (struct bmc_peers){ .client = { src[0], src[1] },
@@ -371,7 +371,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 	if (next == IPPROTO_TCP) {
 		struct tcphdr *head = (void *)l4h;
 
-		if ((void *)(head + 1) > data_end)
+		if (unlikely((void *)(head + 1) > data_end))
 			return PACKET_UNSURE;
 		s->tcp = *head;
 		return PACKET_TCP;

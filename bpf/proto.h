@@ -320,6 +320,26 @@ static __always_inline __u64 window_digits(const struct window *w, __u32 at)
 	return n << 8 | digits;
 }
 
+/*
+ * The same of up to four digits, for what has seldom more: less code, which is
+ * what a short function costs. What ends it is for the caller to look at.
+ */
+static __always_inline __u64 window_few_digits(const struct window *w, __u32 at)
+{
+	__u64 word = window_word(w, at), n = 0;
+	__u32 digits;
+
+#pragma unroll
+	for (digits = 0; digits < 4; digits++, word >>= 8) {
+		__u32 digit = (__u8)word - '0';
+
+		if (digit > 9)
+			break;
+		n = n * 10 + digit;
+	}
+	return n << 8 | digits;
+}
+
 /* The six bits that a character of base64 stands for (RFC 4648), plus one. */
 const __u8 sextets[256] = {
 	['A'] = 1,  ['B'] = 2,	['C'] = 3,  ['D'] = 4,	['E'] = 5,  ['F'] = 6,
@@ -1042,11 +1062,11 @@ __noinline int reply_line(struct window *w, struct reply *r)
  * `key_end` if that is known; else it is 0. False if it is another, or not all of
  * it is there.
  */
-static __always_inline bool reply_quick(const struct window *w, struct reply *r,
-					__u32 key_end)
+static __always_inline bool reply_quick(const struct window *w, __u32 from,
+					__u32 len, struct reply *r, __u32 key_end)
 {
-	__u64 word = window_word(w, w->at), bytes;
-	__u32 at = w->at, have = w->len - at;
+	__u64 word = window_word(w, from), bytes;
+	__u32 at = from, have = len - at;
 
 	if (word << 16 != NAME('V', 'A', 'L', 'U', 'E', ' ', 0, 0) << 16) {
 		if ((__u32)word == TEXT_END_ && (__u8)(word >> 32) == '\n' &&
@@ -1067,26 +1087,26 @@ static __always_inline bool reply_quick(const struct window *w, struct reply *r,
 		at += key_end + 3;
 	} else {
 		at = token_end(w, at + VALUE_LEN, KEY_WORDS);
-		if (window_at(w, at) != ' ' || at == w->at + VALUE_LEN)
+		if (window_at(w, at) != ' ' || at == from + VALUE_LEN)
 			return false;
 		at = token_end(w, at + 1, 2);
 		if (window_at(w, at) != ' ')
 			return false;
 		at++;
 	}
-	bytes = window_digits(w, at);
+	bytes = window_few_digits(w, at);
 	at += bytes & 0xff;
-	if (!bytes || (__u16)window_word(w, at) != TEXT_CRLF || at + 2 > w->len)
+	if (!bytes || (__u16)window_word(w, at) != TEXT_CRLF || at + 2 > len)
 		return false;
 	r->kind = REPLY_LIST;
-	r->head = at + 2 - w->at;
+	r->head = at + 2 - from;
 	r->block = (bytes >> 8) + 2;
 	return true;
 }
 
 __noinline int reply_often(struct window *w, struct reply *r)
 {
-	return w && r && reply_quick(w, r, 0);
+	return w && r && reply_quick(w, w->at, w->len, r, 0);
 }
 
 /*

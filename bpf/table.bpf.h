@@ -273,7 +273,7 @@ static __always_inline struct bmc_flow *flow_find(__u64 hash)
 	__u32 place = flow_set(hash, 0) * BMC_FLOW_WAYS + flow_way(hash);
 	struct bmc_flow *flow = bpf_map_lookup_elem(&bmc_flows, &place);
 
-	if (flow && READ_ONCE(flow->hash) == hash)
+	if (likely(flow && READ_ONCE(flow->hash) == hash))
 		return flow;
 	place = flow_seek(hash) - 1;
 	return bpf_map_lookup_elem(&bmc_flows, &place);
@@ -288,9 +288,9 @@ turn_of(struct bmc_flow *flow, const struct bmc_peers *peers, enum way way)
 	if (!flow)
 		return NULL;
 	turn = way == WAY_IN ? &flow->in_turn : &flow->out_turn;
-	if (!turn_take(turn))
+	if (unlikely(!turn_take(turn)))
 		return NULL;
-	if (peers_match(&flow->peers, peers))
+	if (likely(peers_match(&flow->peers, peers)))
 		return flow;
 	turn_end(turn);
 	return NULL;

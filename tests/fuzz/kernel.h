@@ -22,6 +22,8 @@
 #define __always_inline inline __attribute__((always_inline))
 #define __noinline static __attribute__((noinline, unused))
 #define barrier_var(x) ((void)(x))
+#define likely(x) (!!(x))
+#define unlikely(x) (!!(x))
 #define bpf_htons __builtin_bswap16
 #define bpf_ntohs __builtin_bswap16
 #define bpf_htonl __builtin_bswap32
