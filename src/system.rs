@@ -119,6 +119,12 @@ pub fn release() -> Result<String> {
     setting("/proc/sys/kernel/osrelease")
 }
 
+/// The first two numbers of a release, as in `[6, 1]`.
+pub fn version(release: &str) -> Option<[u32; 2]> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some([numbers.next()?.ok()?, numbers.next()?.ok()?])
+}
+
 /// Where the kernel tells its types, which finding the end of memcached takes.
 pub const BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -300,5 +306,17 @@ pub fn make_directory(path: &Path) -> std::io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(err) if err.kind() == ErrorKind::AlreadyExists => Ok(()),
         ret => ret,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_version_of_a_release() {
+        assert_eq!(version("6.1.0-42-amd64"), Some([6, 1]));
+        assert_eq!(version("6.18-rc1"), Some([6, 18]));
+        assert_eq!(version("unknown"), None);
     }
 }

@@ -17,7 +17,6 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
@@ -36,6 +35,7 @@ use serde_json::Value;
 use common::Namespace;
 use common::Net;
 use common::PATIENCE;
+use common::Process;
 use common::TLS;
 use common::Tcp;
 use common::Udp;
@@ -204,36 +204,24 @@ impl Drop for Bed {
     }
 }
 
-/// A process in a namespace, killed on drop.
-struct Process(Child);
-
-impl Process {
-    fn start(namespace: &Namespace, command: &[&str]) -> Self {
-        let mut setpriv = namespace.command("setpriv");
-        setpriv.args(["--pdeathsig", "KILL"]).args(command).stdin(Stdio::null());
-        Self(setpriv.spawn().expect("setpriv can be run"))
-    }
-
-    /// A memcached as it is, with these arguments; waits until the doctor sees it.
-    fn memcached(bed: &Bed, args: &[&str]) -> Self {
-        let process = Self::start(&bed.net.server, &[&["memcached", "-u", "root"], args].concat());
-        let pid = process.0.id();
-        let sees = || {
-            let said = bed.doctor(&["eth0"]);
-            let list = said.json["memcacheds"].as_array().expect("a list").clone();
-            list.iter().any(|memcached| memcached["pid"] == pid)
-        };
-        assert!(eventually(PATIENCE, sees), "memcached {args:?} is not found");
-        process
-    }
+/// Starts a process in a namespace.
+fn start(namespace: &Namespace, command: &[&str]) -> Process {
+    let mut setpriv = namespace.command("setpriv");
+    setpriv.args(["--pdeathsig", "KILL"]).args(command).stdin(Stdio::null());
+    Process(setpriv.spawn().expect("setpriv can be run"))
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Neither matters for a child that has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A memcached as it is, with these arguments; waits until the doctor sees it.
+fn memcached(bed: &Bed, args: &[&str]) -> Process {
+    let process = start(&bed.net.server, &[&["memcached", "-u", "root"], args].concat());
+    let pid = process.0.id();
+    let sees = || {
+        let said = bed.doctor(&["eth0"]);
+        let list = said.json["memcacheds"].as_array().expect("a list").clone();
+        list.iter().any(|memcached| memcached["pid"] == pid)
+    };
+    assert!(eventually(PATIENCE, sees), "memcached {args:?} is not found");
+    process
 }
 
 #[test]
@@ -243,7 +231,7 @@ fn a_sound_server_has_no_blocker_and_stays_as_it_is() {
     }
     let bed = Bed::new("doctor-sound");
     let args = ["-p", "11211", "-U", "11211", "-t", "1"];
-    let _memcached = Process::memcached(&bed, &args);
+    let _memcached = memcached(&bed, &args);
     let state = || bed.sh("ip -d link; tc qdisc; bpftool net; grep -v nsfs /proc/mounts");
     let before = state();
     let said = bed.doctor(&["eth0"]);
@@ -481,10 +469,10 @@ fn what_else_clients_could_come_in_by_is_told() {
     bed.sh("ip link add v0 type veth peer name v1; ip link set v0 up");
     let unseen = "what is written to memcached by v0 is not seen";
     {
-        let _memcached = Process::memcached(&bed, &["-U", "11211", "-l", "10.11.12.1"]);
+        let _memcached = memcached(&bed, &["-U", "11211", "-l", "10.11.12.1"]);
         assert!(bed.doctor(&["eth0"]).find(unseen).is_none());
     }
-    let _memcached = Process::memcached(&bed, &["-U", "11211"]);
+    let _memcached = memcached(&bed, &["-U", "11211"]);
     assert!(bed.doctor(&[]).find(unseen).is_none());
     bed.attach(&["eth0"]);
     let remedy = "attach eth0 v0 --replace   # if memcached's clients come in there too; with the";
@@ -595,7 +583,7 @@ fn instances_of_bmc_are_known() {
     let has = format!("already has bmc's instance {}", bed.net.instance());
     let ours = format!("bmc --instance {}", bed.net.instance());
     bed.sh("ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up");
-    let memcached = Process::memcached(&bed, &["-U", "11211"]);
+    let memcached = memcached(&bed, &["-U", "11211"]);
     let said = Said::of(&mut other(&["doctor", "eth0", "--json"]));
     said.expect("note", "eth0", &has, &format!("{ours} doctor eth0"));
     said.expect("note", "memcached", "counts only what bmc", &format!("{ours} stats"));
@@ -763,7 +751,7 @@ fn without_root_it_says_what_it_could_not_see() {
         return;
     }
     let bed = Bed::new("doctor-nobody");
-    let memcached = Process::memcached(&bed, &["-p", "11211", "-U", "11211"]);
+    let memcached = memcached(&bed, &["-p", "11211", "-U", "11211"]);
     let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
     assert!(attach.status.success(), "{}", String::from_utf8_lossy(&attach.stderr));
     let copy = Copy::new();
@@ -825,7 +813,7 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
         (&["-p", "11212", "-U", "11211"], &[], "blocker", "port 11212 too", "add --port 11212"),
     ];
     for (ports, args, level, what, remedy) in cases {
-        let _memcached = Process::memcached(&bed, &[ports, args].concat());
+        let _memcached = memcached(&bed, &[ports, args].concat());
         let said = bed.doctor(&["eth0"]);
         said.expect(level, "memcached 0.0.0.0:1121", what, remedy);
         let is_of_use = level == "ok";
@@ -846,7 +834,7 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
     // One that is not meant keeps nobody from attaching.
     {
         let args = ["-p", "11311", "-U", "0", "-Z", "-o", TLS];
-        let _memcached = Process::memcached(&bed, &args);
+        let _memcached = memcached(&bed, &args);
         let tls = |level: &str| {
             let said = bed.doctor(&["eth0"]);
             said.expect(level, "memcached 0.0.0.0:11311", "uses TLS", "turn TLS off");
@@ -868,7 +856,7 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
     let path = format!("SASL_CONF_PATH={}", accounts.display());
     let args = ["env", &path, "memcached", "-u", "root", "-S", "-p", "11211", "-U", "0"];
     {
-        let mut memcached = Process::start(&bed.net.server, &args);
+        let mut memcached = start(&bed.net.server, &args);
         let mut ended = || memcached.0.try_wait().expect("our child").is_some();
         let wants = || bed.doctor(&["eth0"]).find("wants a password").is_some();
         if eventually(PATIENCE, || wants() || ended()) && !ended() {
@@ -904,7 +892,7 @@ fn a_memcached_of_less_use_is_told_what_would_make_it_more() {
     let path = std::env::temp_dir().join(format!("{}.sock", bed.net.instance()));
     let path = path.to_string_lossy();
     {
-        let _memcached = Process::memcached(&bed, &["-s", &path]);
+        let _memcached = memcached(&bed, &["-s", &path]);
         let said = bed.doctor(&["eth0"]);
         said.expect("warning", &path, "listens on a unix socket only", "instead of -s");
         assert_eq!(said.json["memcacheds"][0]["unix"][0], *path);
@@ -913,7 +901,7 @@ fn a_memcached_of_less_use_is_told_what_would_make_it_more() {
     let _ = fs::remove_file(&*path);
     {
         let args = ["-p", "11300", "-U", "11301", "-l", "127.0.0.1", "-t", "2"];
-        let memcached = Process::memcached(&bed, &args);
+        let memcached = memcached(&bed, &args);
         let said = bed.doctor(&["eth0"]);
         said.expect("ok", "memcached 127.0.0.1:11300", "bmc can serve it", "");
         said.expect("warning", "memcached", "listens on the loopback only", "start it with -l");
@@ -925,7 +913,7 @@ fn a_memcached_of_less_use_is_told_what_would_make_it_more() {
         // As it is told to.
         let remedy = remedy.replacen("bmc", BMC, 1);
         let command: Vec<_> = remedy.split(' ').collect();
-        let _process = Process::start(&bed.net.server, &command);
+        let _process = start(&bed.net.server, &command);
         let serves = || bed.doctor(&["eth0"]).find("bmc can serve it").is_some();
         assert!(eventually(PATIENCE, serves));
         let said = bed.doctor(&["eth0"]);
@@ -933,7 +921,7 @@ fn a_memcached_of_less_use_is_told_what_would_make_it_more() {
         assert_eq!(said.json["memcacheds"][0]["udp"].as_array().map(Vec::len), Some(2));
     }
     // One of another namespace is not ours.
-    let elsewhere = Process::start(&bed.net.client, &["memcached", "-u", "root"]);
+    let elsewhere = start(&bed.net.client, &["memcached", "-u", "root"]);
     let pid = elsewhere.0.id();
     let what = "is in another network namespace, where bmc has to be attached";
     // Those of other tests may be as well.
@@ -958,7 +946,7 @@ fn what_bmc_would_gain_is_told_by_what_memcached_counts() {
         return;
     }
     let bed = Bed::new("doctor-gain");
-    let _memcached = Process::memcached(&bed, &["-p", "11211", "-U", "11211"]);
+    let _memcached = memcached(&bed, &["-p", "11211", "-U", "11211"]);
     let nothing = "was not asked for anything yet";
     bed.doctor(&["eth0"]).expect("note", "memcached", nothing, "bmc bench");
     let server = IpAddr::V4(Ipv4Addr::new(10, 11, 12, 1));
@@ -984,7 +972,7 @@ fn what_bmc_would_gain_is_told_by_what_memcached_counts() {
     said.expect("note", "memcached", "counts only what bmc does not answer", "stats ");
     // The ports are those that it watches.
     bed.attach(&["eth0", "--replace", "--port", "11211,11300"]);
-    let _other = Process::memcached(&bed, &["-p", "11300", "-U", "11300"]);
+    let _other = memcached(&bed, &["-p", "11300", "-U", "11300"]);
     assert!(bed.doctor(&["eth0"]).find("has other ports").is_none());
     bed.attach(&["eth0", "--replace", "--port", "11211"]);
     let remedy = "attach IFACE --port 11211,11300 --replace";
@@ -997,7 +985,7 @@ fn its_lines_fit_a_terminal_and_are_coloured_there_alone() {
         return;
     }
     let bed = Bed::new("doctor-terminal");
-    let _memcached = Process::memcached(&bed, &["-p", "11211", "-U", "0"]);
+    let _memcached = memcached(&bed, &["-p", "11211", "-U", "0"]);
     let doctor = [BMC, "--instance", bed.net.instance(), "doctor", "eth0"];
     let plain = bed.bmc(&["doctor", "eth0"]);
     assert_eq!(plain.status.code(), Some(DONE));

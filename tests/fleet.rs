@@ -34,6 +34,7 @@ use common::Net;
 use common::PATIENCE;
 use common::PORT;
 use common::PYTHON;
+use common::Process;
 use common::Rng;
 use common::RngExt as _;
 use common::Tcp;
@@ -86,7 +87,7 @@ impl Node {
 
 /// The clients; ended on drop.
 struct Clients {
-    child: Child,
+    process: Process,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
@@ -104,7 +105,7 @@ impl Clients {
             .expect("setpriv can be run");
         let stdin = child.stdin.take().expect("it is piped");
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        Self { child, stdin, stdout }
+        Self { process: Process(child), stdin, stdout }
     }
 
     fn line(&mut self) -> String {
@@ -123,16 +124,11 @@ impl Clients {
     fn end(mut self) -> Value {
         self.phase("");
         let line = self.line();
-        assert!(self.child.wait().expect("our child").success(), "an answer was wrong: see above");
+        assert!(
+            self.process.0.wait().expect("our child").success(),
+            "an answer was wrong: see above"
+        );
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
-    }
-}
-
-impl Drop for Clients {
-    fn drop(&mut self) {
-        // Neither matters for a child that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

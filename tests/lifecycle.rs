@@ -357,8 +357,7 @@ fn locks_the_memory_that_was_asked_for() {
         return;
     }
     let release = system::release().expect("the kernel has one");
-    let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
-    let guesses = [numbers.next(), numbers.next()] < [Some(6), Some(4)];
+    let guesses = system::version(&release).expect("it is a number") < [6, 4];
     let bed = Bed::new("locked", TCX);
     for memory in [16_u64 << 20, 50_000_000, 256 << 20] {
         bed.expect(DONE, &["attach", Net::DEVICE, "--memory", &memory.to_string(), "--replace"]);

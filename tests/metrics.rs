@@ -37,6 +37,7 @@ use serde_json::Value;
 use common::Memcached;
 use common::Net;
 use common::PATIENCE;
+use common::Process;
 use common::Tcp;
 use common::Udp;
 use common::can_run;
@@ -381,22 +382,11 @@ fn the_dashboard_asks_only_for_what_there_is() {
     );
 }
 
-/// A server of the monitoring, which ends with this.
-struct Server(Child);
-
-impl Server {
-    fn start(bed: &Bed, program: &str, args: &[&str]) -> Self {
-        let mut command = bed.0.server.command(program);
-        let child = end_with_us(command.args(args)).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(child.spawn().expect("nsenter can be run"))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts a server of the monitoring.
+fn serve(bed: &Bed, program: &str, args: &[&str]) -> Process {
+    let mut command = bed.0.server.command(program);
+    let child = end_with_us(command.args(args)).stdout(Stdio::null()).stderr(Stdio::null());
+    Process(child.spawn().expect("nsenter can be run"))
 }
 
 /// Each of its questions has an answer, when `node_exporter` reads the page and
@@ -422,7 +412,7 @@ fn the_dashboard_has_something_to_show_on_a_host_that_is_monitored() {
         }],
     });
     fs::write(path("prometheus.yml"), config.to_string()).expect("it is our directory");
-    let _exporter = Server::start(
+    let _exporter = serve(
         &bed,
         "prometheus-node-exporter",
         &[
@@ -432,7 +422,7 @@ fn the_dashboard_has_something_to_show_on_a_host_that_is_monitored() {
             "--web.listen-address=127.0.0.1:9100",
         ],
     );
-    let _prometheus = Server::start(
+    let _prometheus = serve(
         &bed,
         "prometheus",
         &[

@@ -25,7 +25,6 @@ use std::io::BufReader;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::rc::Rc;
@@ -43,6 +42,7 @@ use common::Net;
 use common::PATIENCE;
 use common::PORT;
 use common::PYTHON;
+use common::Process;
 use common::Rng;
 use common::RngExt as _;
 use common::Tcp;
@@ -248,33 +248,22 @@ fn a_reply_that_comes_in_is_not_learnt() {
     assert!(bed.bmc.total("fills") > fills);
 }
 
-/// A process on memcached's port of a user who is not memcached's; ended on drop.
-struct Forger(Child);
-
-impl Forger {
-    /// None if the kernel does not let it have the port.
-    fn start(net: &Net, address: &str, option: &str) -> Option<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/security/forger.py");
-        let mut command = net.server.command("setpriv");
-        command.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string()]);
-        command.args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
-        command.args(["--pdeathsig", "KILL", PYTHON, "-c"]);
-        command.arg(fs::read_to_string(script).expect("our own file"));
-        command.args([address, &PORT.to_string(), option]);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("setpriv can be run");
-        let mut line = String::new();
-        let said = BufReader::new(child.stdout.as_mut().expect("it is piped")).read_line(&mut line);
-        said.expect("it can be read");
-        let forger = Self(child);
-        (line == "bound\n").then_some(forger)
-    }
-}
-
-impl Drop for Forger {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A process on memcached's port of a user who is not memcached's.
+/// None if the kernel does not let it have the port.
+fn start_forger(net: &Net, address: &str, option: &str) -> Option<Process> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/security/forger.py");
+    let mut command = net.server.command("setpriv");
+    command.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string()]);
+    command.args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+    command.args(["--pdeathsig", "KILL", PYTHON, "-c"]);
+    command.arg(fs::read_to_string(script).expect("our own file"));
+    command.args([address, &PORT.to_string(), option]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("setpriv can be run");
+    let mut line = String::new();
+    let said = BufReader::new(child.stdout.as_mut().expect("it is piped")).read_line(&mut line);
+    said.expect("it can be read");
+    let forger = Process(child);
+    (line == "bound\n").then_some(forger)
 }
 
 /// On every address, as memcached is, and on one that is more specific.
@@ -298,7 +287,7 @@ fn another_users_process_on_the_port_fills_nothing() {
             let refused = bed.bmc.total("fill_refusals.user");
             assert_eq!(refused, 0, "{what}: memcached is not taken for another");
 
-            let forger = Forger::start(&bed.net, address, option);
+            let forger = start_forger(&bed.net, address, option);
             let forger = forger.unwrap_or_else(|| panic!("{what}: it can have the port"));
             for asked in 1..=5 {
                 // It has taken the port from memcached; nobody can help that.
@@ -315,7 +304,7 @@ fn another_users_process_on_the_port_fills_nothing() {
             bed.memcached.signal(Signal::SIGKILL);
             bed.memcached.wait();
             let fills = bed.bmc.total("fills");
-            let forger = Forger::start(&bed.net, address, option).expect("it had the port before");
+            let forger = start_forger(&bed.net, address, option).expect("it had the port before");
             std::thread::sleep(Duration::from_millis(1100));
             for _ in 0..3 {
                 assert_eq!(bed.udp.get("k").text, FORGED, "{what}");
@@ -352,7 +341,7 @@ fn a_memcached_that_gave_up_root_fills() {
 #[test]
 fn a_port_that_memcached_does_not_share_is_not_to_be_had() {
     let Some(bed) = Bed::new("reuseport", &[]) else { return };
-    assert!(Forger::start(&bed.net, "10.11.12.1", "SO_REUSEPORT").is_none());
+    assert!(start_forger(&bed.net, "10.11.12.1", "SO_REUSEPORT").is_none());
     // Whoever listens over TCP is whom bmc goes by.
     let listen = "import socket, sys\n\
                   sock = socket.socket()\n\

@@ -14,7 +14,6 @@ use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Output;
@@ -26,6 +25,7 @@ use bmc::bench::net::cpus;
 use bmc::bench::net::pin;
 use common::Net;
 use common::PATIENCE;
+use common::Process;
 use common::can_run;
 use common::eventually;
 use common::run;
@@ -44,7 +44,7 @@ const ASKED: u16 = 400;
 
 /// A memcached in a namespace, killed on drop.
 struct Server {
-    child: Child,
+    process: Process,
     net: Net,
 }
 
@@ -64,7 +64,7 @@ impl Server {
             .args(&args[split..])
             .spawn()
             .expect("memcached can be started");
-        let server = Self { child, net };
+        let server = Self { process: Process(child), net };
         let first = if args.contains(&"::1") { "::1" } else { "127.0.0.1" };
         let address: IpAddr = first.parse().expect("an address");
         let answers = || server.ask(address, 1, 0, b"version\r\n").is_some();
@@ -89,7 +89,7 @@ impl Server {
 
     /// How often each thread began to run. Not every memcached names its workers.
     fn woken(&self) -> Vec<u64> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.0.id())).expect("it runs");
         let mut tasks: Vec<_> = tasks.flatten().map(|task| task.path()).collect();
         tasks.sort();
         let times = |task: &Path| {
@@ -100,16 +100,9 @@ impl Server {
     }
 
     fn end(mut self, signal: Signal) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id().try_into().expect("a pid")), signal).expect("it runs");
-        self.child.wait().expect("our child")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Neither matters for a child that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        kill(Pid::from_raw(self.process.0.id().try_into().expect("a pid")), signal)
+            .expect("it runs");
+        self.process.0.wait().expect("our child")
     }
 }
 
@@ -160,10 +153,10 @@ fn each_worker_has_a_socket_of_its_own_on_every_address() {
         ("six", &["-t", "5", "-l", "::1"], [0, 5]),
     ] {
         let server = Server::start(&format!("workers-{name}"), true, args);
-        assert_eq!(sockets(server.child.id()), expected, "{args:?}");
+        assert_eq!(sockets(server.process.0.id()), expected, "{args:?}");
     }
     let server = Server::start("workers-plain", false, &["-t", "3"]);
-    assert_eq!(sockets(server.child.id()), [1, 1], "memcached as it is");
+    assert_eq!(sockets(server.process.0.id()), [1, 1], "memcached as it is");
 }
 
 #[test]
@@ -278,7 +271,8 @@ fn it_is_memcached_to_signals_and_exit_codes() {
         return;
     }
     let server = Server::start("workers-signal", true, &["-t", "2"]);
-    let comm = fs::read_to_string(format!("/proc/{}/comm", server.child.id())).expect("it runs");
+    let comm =
+        fs::read_to_string(format!("/proc/{}/comm", server.process.0.id())).expect("it runs");
     assert_eq!(comm.trim(), "memcached");
     let plain = Server::start("workers-signal-plain", false, &["-t", "2"]);
     assert_eq!(server.end(Signal::SIGTERM), plain.end(Signal::SIGTERM));

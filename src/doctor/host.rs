@@ -101,7 +101,7 @@ impl Host {
             return;
         };
         let evidence = format!("/proc/sys/kernel/osrelease: {release}");
-        match version(release) {
+        match system::version(release) {
             Some(version) if version < OLDEST => findings.add(
                 match self.programs {
                     Programs::Loaded { .. } => Level::Warning,
@@ -279,15 +279,12 @@ impl Host {
     }
 }
 
-/// The first two numbers of a release.
-fn version(release: &str) -> Option<[u32; 2]> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some([numbers.next()?.ok()?, numbers.next()?.ok()?])
-}
-
 /// Whether the kernel tells what the drivers can: from 6.3 on.
 pub(super) fn tells_xdp_features() -> bool {
-    system::release().ok().and_then(|release| version(&release)).is_some_and(|v| v >= [6, 3])
+    system::release()
+        .ok()
+        .and_then(|release| system::version(&release))
+        .is_some_and(|v| v >= [6, 3])
 }
 
 #[cfg(test)]
@@ -391,13 +388,6 @@ mod tests {
         says(Warning, "when memcached is gone", "bmc flush", |h| {
             h.programs = Programs::Loaded { tells_the_end: false };
         });
-    }
-
-    #[test]
-    fn reads_the_version_of_a_release() {
-        assert_eq!(version("6.1.0-42-amd64"), Some([6, 1]));
-        assert_eq!(version("6.18-rc1"), Some([6, 18]));
-        assert_eq!(version("unknown"), None);
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd as _;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
@@ -33,6 +32,7 @@ use nix::sys::socket::sockopt::ReuseAddr;
 use nix::unistd::Pid;
 
 use super::Namespace;
+use super::Process;
 use super::eventually;
 use super::net::PATIENCE;
 
@@ -50,7 +50,7 @@ pub const TLS: &str = concat!(
 
 /// A memcached on every address of a namespace; killed on drop.
 #[derive(Debug)]
-pub struct Memcached(Child);
+pub struct Memcached(Process);
 
 impl Memcached {
     /// Starts one, on one CPU so that the datagrams of a reply keep their order,
@@ -78,7 +78,7 @@ impl Memcached {
             .args(args)
             .spawn()
             .expect("memcached can be started");
-        let memcached = Self(child);
+        let memcached = Self(Process(child));
         let answers = || {
             let address = (IpAddr::from([127, 0, 0, 1]), PORT);
             namespace.within(|| TcpStream::connect(address).is_ok())
@@ -89,21 +89,13 @@ impl Memcached {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.0.id()).expect("a pid");
+        let pid = i32::try_from(self.0.0.id()).expect("a pid");
         kill(Pid::from_raw(pid), signal).expect("our child");
     }
 
     /// Waits until it has ended.
     pub fn wait(&mut self) {
-        self.0.wait().expect("our child");
-    }
-}
-
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        // Neither matters for a child that has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.0.0.wait().expect("our child");
     }
 }
 

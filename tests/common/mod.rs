@@ -7,6 +7,7 @@
 mod bmc;
 mod memcached;
 mod net;
+mod process;
 mod random;
 mod skipped;
 
@@ -28,6 +29,7 @@ pub use net::Frames;
 pub use net::Namespace;
 pub use net::Net;
 pub use net::PATIENCE;
+pub use process::Process;
 pub use random::Rng;
 pub use random::RngExt;
 pub use random::Zipf;
