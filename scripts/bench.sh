@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 # Prints, measured on this machine: what an answer of bmc_rx costs, next to a program
 # that only sends the frame back; what the programs take for a hit, a miss, a lease and
-# a fill; whether TCP is slower with bmc than without; what share of a mixed load is
-# answered; how soon it is when the clients were there first; how well the cache
-# chooses what it keeps; and what bmc gains end to end. README.md quotes the first,
-# the second and the last two. Needs root, half an hour, and a machine that has nothing
-# else to do.
+# a fill; how many requests bmc and memcached answer when they are flooded; whether TCP
+# is slower with bmc than without; what share of a mixed load is answered; how soon it
+# is when the clients were there first; how well the cache chooses what it keeps; and
+# what bmc gains end to end. README.md quotes the first three and the last two. Needs
+# root, half an hour, and a machine that has nothing else to do.
 #
-#   bench.sh [ROUNDS]   of the first three, instead of 5, 5 and 9
+#   bench.sh [ROUNDS]   of the first four, instead of 5, 5, 5 and 9
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh
@@ -18,6 +18,8 @@ echo "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), Linux $(una
 cargo bench --locked --quiet --bench hit_cost -- "$@"
 echo
 cargo bench --locked --quiet --bench path_cost -- "$@"
+echo
+cargo bench --locked --quiet --bench peak -- "$@"
 echo
 cargo bench --locked --quiet --bench tcp -- "$@"
 echo
