@@ -97,7 +97,7 @@ fn main() {
     }
     load::print_machine();
     println!(
-        "GETs over UDP of keys of 16 bytes, values of 32, --memory 16M; medians of {rounds} rounds in turn"
+        "GETs over UDP, keys of 16 bytes, values of 32; --memory 16M; medians of {rounds} rounds in turn"
     );
     println!(
         "{:<22} {:<10} {:>11} {:>8} {:>8} {:>8}",
@@ -174,7 +174,11 @@ impl<'a> Attached<'a> {
     fn new(net: &'a Net, side: Side) -> Self {
         let mut link = None;
         if side == Side::Bmc {
-            bmc(net, &["attach", DEVICE, "--mode", "native", "--memory", "16M"]);
+            let ages = ["--max-age", "1h", "--unknown-ttl", "1h"];
+            bmc(
+                net,
+                &[&["attach", DEVICE, "--mode", "native", "--memory", "16M"], &ages[..]].concat(),
+            );
         } else {
             let attached = net.server.within(|| attach(DEVICE, side == Side::Reflector));
             link = Some(attached.expect("a veth has XDP"));
