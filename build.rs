@@ -14,7 +14,7 @@ const CLANGS: [&str; 4] = ["clang-19", "clang-16", "clang-14", "clang"];
 
 /// What bmc attaches, what the benchmarks measure it with, and the bad network
 /// of the stress test.
-const SOURCES: [&str; 4] = ["bmc", "gone", "bench", "chaos"];
+const SOURCES: [&str; 5] = ["bmc", "gone", "bench", "flood", "chaos"];
 
 /// clang's warnings would not be shown, so they are errors. BPF ISA v3 is the
 /// newest that all of these compilers know.

@@ -28,6 +28,11 @@ pub mod bench {
     include!(concat!(env!("OUT_DIR"), "/bench.skel.rs"));
 }
 
+/// The skeleton of `bpf/flood.bpf.c`.
+pub mod flood {
+    include!(concat!(env!("OUT_DIR"), "/flood.skel.rs"));
+}
+
 /// The skeleton of `bpf/chaos.bpf.c`.
 pub mod chaos {
     include!(concat!(env!("OUT_DIR"), "/chaos.skel.rs"));

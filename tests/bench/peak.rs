@@ -32,9 +32,9 @@ use std::time::Instant;
 use bmc::bench::net::attach;
 use bmc::bench::report::median;
 use bmc::bench::report::ratio;
-use bmc::skel::bench::BenchSkel;
-use bmc::skel::bench::BenchSkelBuilder;
-use bmc::skel::bench::types::bmc_flood;
+use bmc::skel::flood::FloodSkel;
+use bmc::skel::flood::FloodSkelBuilder;
+use bmc::skel::flood::types::bmc_flood;
 use common::Memcached;
 use common::Net;
 use common::PORT;
@@ -227,7 +227,7 @@ fn store(net: &Net, keys: usize) {
 
 /// The client in the kernel.
 struct Client {
-    skel: BenchSkel<'static>,
+    skel: FloodSkel<'static>,
     device: u32,
     _sink: Link,
 }
@@ -253,14 +253,14 @@ impl Client {
         let namespace = File::open(format!("/run/netns/{}", net.client.name()));
         setns(namespace.expect("it is there"), CloneFlags::CLONE_NEWNET).expect("root may");
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
-        let skel = BenchSkelBuilder::default().open(storage).and_then(OpenSkel::load);
+        let skel = FloodSkelBuilder::default().open(storage).and_then(OpenSkel::load);
         let skel = skel.expect("the benchmark's programs load");
         let device = if_nametoindex(DEVICE).expect("it was made");
         let sink = skel.progs.bmc_flooded.attach_xdp(i32::try_from(device).expect("it is small"));
         let client = Self { skel, device, _sink: sink.expect("a veth has XDP") };
         let mut data = client.data();
         data[offset_of!(bmc_flood, frame)..][..frame.len()].copy_from_slice(&frame);
-        let map = &client.skel.maps.data_flood;
+        let map = &client.skel.maps.bss;
         map.update(&0_u32.to_ne_bytes(), &data, MapFlags::ANY).expect("it has room");
         client
     }
@@ -275,7 +275,7 @@ impl Client {
     }
 
     fn data(&self) -> Vec<u8> {
-        let data = self.skel.maps.data_flood.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY);
+        let data = self.skel.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY);
         data.ok().flatten().expect("it counts")
     }
 
@@ -294,7 +294,7 @@ impl Client {
         for (at, value) in [(offset_of!(bmc_flood, due), now), (offset_of!(bmc_flood, gap), gap)] {
             data[at..][..8].copy_from_slice(&value.to_ne_bytes());
         }
-        let map = &self.skel.maps.data_flood;
+        let map = &self.skel.maps.bss;
         map.update(&0_u32.to_ne_bytes(), &data, MapFlags::ANY).expect("it has room");
     }
 
