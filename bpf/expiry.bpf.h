@@ -167,12 +167,13 @@ __noinline int expiry_lower(__u64 hash, __u32 end)
 
 /*
  * The item may end then, or as was recorded: nobody knows in which order. If
- * nothing was, there is no telling what it is otherwise. Two calls in turn, not
+ * nothing was, there is no telling what it is otherwise: that is so without a
+ * record too, and one that says never is not needed. Two calls in turn, not
  * one within the other: Linux 6.1 gives all that are under way 512 bytes of stack.
  */
 static __always_inline void expiry_less(__u64 hash, __u64 epoch, __u32 end)
 {
-	if (!expiry_lower(hash, end))
+	if (end != EXPIRY_NEVER && !expiry_lower(hash, end))
 		expiry_put(hash, epoch, end);
 }
 

@@ -9,10 +9,17 @@
  * is flushed.
  *
  * What memcached owes to a connection that is FOLLOWED stands in a ring, in the
- * order of the commands; each reply takes its command out, and a write is
- * pending in its bucket (lease.bpf.h) until then. A command that may have no
- * reply (noreply, quiet) is taken out by the next reply that cannot be its own:
- * memcached executes the commands of a connection in order.
+ * order of the commands, each with the number of replies that come before its own;
+ * its reply takes it out, and a write is pending in its bucket (lease.bpf.h) until
+ * then. A command that may have no reply (noreply, quiet) is taken out by the next
+ * reply that cannot be its own: memcached executes the commands of a connection in
+ * order.
+ *
+ * Most commands are gets. They do not stand in the ring, they only count, and so do
+ * values and END on their way back, without a look at what they reply to (unless
+ * the ring has a command whose reply is like that: `alike`). Should one have been
+ * the reply to something else, the next one that is looked at comes out of turn.
+ * What is pending stays so until then.
  *
  * A connection is MUTE while it is unknown which command a reply belongs to:
  * from before the attach, after an error, when too much is owed. Its writes are
@@ -38,6 +45,7 @@ enum {
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
 	FOUND_TIMES = 8,
+	GETS_MAX = 8, /* of one go */
 	/* Instead of what is left of a data block: */
 	STREAM_LOST = -1, /* something is missing before what comes next */
 	LINE_GOES_ON = -2, /* a read's long line, up to its end */
@@ -105,6 +113,9 @@ static __always_inline bool walk_load(struct __sk_buff *skb,
 	barrier_var(from);
 	if (have > LINE_MAX || from > WINDOW)
 		return false;
+	/* For Linux 6.1, which loses that: see bounded(). */
+	barrier_var(have);
+	have &= 511;
 	if (have && from)
 		bpf_probe_read_kernel(win->bytes, have, win->bytes + from);
 	if (more > WINDOW - LINE_MAX)
@@ -149,12 +160,17 @@ static __always_inline bool window_is_whole(const struct window *win,
 	       (__u16)window_word(win, end - 2) == TEXT_CRLF;
 }
 
-/* The flow has room for one more in the ring. */
+/* The flow has room for one more in the ring. Looks seldom at the other way's line. */
 static __always_inline bool walk_may_owe(struct bmc_flow *flow, struct walk *w)
 {
+	__u32 place;
+
 	if (!flow || !w->followed)
 		return false;
-	if (flow->head + w->owed - READ_ONCE(flow->tail) < BMC_OWED)
+	place = flow->head + w->owed;
+	if (place - flow->in_tail >= BMC_OWED)
+		flow->in_tail = READ_ONCE(flow->tail);
+	if (place - flow->in_tail < BMC_OWED)
 		return true;
 	w->followed = false;
 	w->doubt = true;
@@ -169,15 +185,11 @@ static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
 {
 	__u32 place = (flow->head + w->owed) & (BMC_OWED - 1);
 	struct bmc_owed *owed = &flow->owed[place];
-	bool get = what == REPLY_LIST;
 
-	WRITE_ONCE(flow->gets,
-		   (flow->gets & ~(1U << place)) | (__u32)get << place);
-	WRITE_ONCE(flow->in_get, 0);
-	if (!get) {
-		owed->hash = hash;
-		WRITE_ONCE(owed->what, what);
-	}
+	owed->hash = hash;
+	owed->before = flow->asked + w->asked;
+	smp_store_release(owed->what, what);
+	w->alike |= !!(what & OWED_ALIKE);
 	w->owed++;
 }
 
@@ -194,6 +206,38 @@ static __always_inline __u64 command_owed(const struct command *c)
 {
 	return c->reply | (c->optional ? OWED_OPTIONAL : 0) |
 	       c->opcode << OWED_OPCODE;
+}
+
+/*
+ * The gets of one key that come next in the window, all at once: most of what is
+ * pipelined. True if there was one.
+ */
+__noinline int walk_gets(struct bmc_scratch *s)
+{
+	const struct window *win;
+	__u32 at, n;
+
+	if (!s)
+		return false;
+	win = &s->window;
+	at = win->at;
+	for (n = 0; n < GETS_MAX; n++) {
+		__u32 key = at + GET_LEN, end;
+
+		if ((__u32)window_word(win, at) != TEXT_GET)
+			break;
+		end = token_end(win, key, KEY_WORDS);
+		if ((__u16)window_word(win, end) != TEXT_CRLF || end == key ||
+		    end + 2 > win->len)
+			break;
+		at = end + 2;
+	}
+	if (!n)
+		return false;
+	s->window.at = at;
+	s->walk.block = 0;
+	s->walk.asked += n;
+	return true;
 }
 
 /* Whether all of the packet was walked, but for a line that goes on. */
@@ -277,6 +321,9 @@ static __always_inline long command_step(struct walker *k)
 		win->at += found;
 		return 0;
 	}
+	if (!w->binary && (__u32)window_word(win, win->at) == TEXT_GET &&
+	    walk_gets(s))
+		return win->at >= win->len && w->loaded >= w->end;
 	found = command_parse(win, c, w->binary);
 	if (found < 0) {
 		if (w->loaded < w->end) {
@@ -307,7 +354,8 @@ static __always_inline long command_step(struct walker *k)
 	if (c->kind == COMMAND_READ) {
 		if (c->reply == REPLY_BINARY && c->optional)
 			goto on; /* see is_quiet_read() */
-		walk_owe_no_key(flow, w, what);
+		if (c->reply != REPLY_LIST)
+			walk_owe_no_key(flow, w, what);
 		goto asked;
 	}
 	k->st->write_requests++;
@@ -484,6 +532,7 @@ static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
 	if (paused ||
 	    (flow->good >= GOOD_TIMES && now - flow->good_since > GOOD_NS)) {
 		flow->tail = flow->head;
+		flow->answered = flow->asked;
 		flow->deep = false;
 		flow->vague = false;
 		flow->blocks = false;
@@ -620,6 +669,8 @@ static __always_inline __u32 flow_keep(struct bmc_scratch *s, __u8 *line)
 {
 	__u64 part = s->walk.part;
 
+	if (!part)
+		return 0;
 	barrier_var(part);
 	if (part < LINE_MAX)
 		bpf_probe_read_kernel(line, part,
@@ -641,59 +692,48 @@ static __always_inline bool text_peek(struct __sk_buff *skb,
 }
 
 /*
- * A get of one key: its place in the ring, and where the key ends in the line of
- * its value. In one word, so that it is certain whose it is.
+ * Whether the segment goes on where the last one ended, with a command, on a
+ * connection that is followed. Then it is noted.
  */
-static __always_inline __u32 get_of(__u32 place, __u32 key_end)
+static __always_inline bool flow_goes_on(struct bmc_flow *flow,
+					 const struct bmc_scratch *s)
 {
-	return place << 16 | key_end;
-}
-
-/* Is there room for one more in the ring? Looks seldom at the other way's line. */
-static __always_inline bool in_has_room(struct bmc_flow *flow)
-{
-	if (flow->head - flow->in_tail >= BMC_OWED)
-		flow->in_tail = READ_ONCE(flow->tail);
-	return flow->head - flow->in_tail < BMC_OWED;
-}
-
-/*
- * What most segments of a connection that is followed are, with as little code as
- * can be: one get of one key, from its first byte to its last. False if it is not
- * that; nothing has changed then, but that it may be in the window already.
- */
-static __always_inline bool
-flow_in_get(struct __sk_buff *skb, struct bmc_scratch *s, struct bmc_flow *flow)
-{
-	__u32 seq = bpf_ntohl(s->tcp.seq), head = flow->head, len = s->text_len;
-	__u32 place = head & (BMC_OWED - 1), end;
-	const struct window *win = &s->window;
+	__u32 seq = bpf_ntohl(s->tcp.seq);
 	__u64 now = flow_now();
 
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->in_next ||
 	    flow->in_skip | flow->in_part | flow->binary | flow->deep ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
-	    now - flow->in_last > BMC_APPLY_NS || !in_has_room(flow) ||
-	    !text_peek(skb, s))
-		return false;
-	end = token_end(win, GET_LEN, KEY_WORDS);
-	if ((__u32)window_word(win, 0) != TEXT_GET || end + 2 != len ||
-	    (__u16)window_word(win, end) != TEXT_CRLF || end == GET_LEN)
+	    now - flow->in_last > BMC_APPLY_NS)
 		return false;
 	flow->in_last = now;
-	flow->in_next = seq + len;
-	flow->in_block = seq + len;
+	flow->in_next = seq + s->text_len;
 	/* That, or less: then it sends more before it has got all. */
 	flow->in_seen = bpf_ntohl(s->tcp.ack_seq);
-	WRITE_ONCE(flow->in_get, get_of(place, VALUE_LEN + end - GET_LEN));
-	WRITE_ONCE(flow->gets, flow->gets | 1U << place);
-	smp_store_release(flow->head, head + 1);
 	return true;
 }
 
-/* Any other segment to memcached. */
+/*
+ * What most segments are, with as little code as can be: one get of one key, from
+ * its first byte to its last. False if it is not that; nothing has changed then.
+ */
+static __always_inline bool flow_in_get(struct bmc_scratch *s,
+					struct bmc_flow *flow)
+{
+	const struct window *win = &s->window;
+	__u32 end = token_end(win, GET_LEN, KEY_WORDS);
+
+	if ((__u32)window_word(win, 0) != TEXT_GET || end + 2 != s->text_len ||
+	    (__u16)window_word(win, end) != TEXT_CRLF || end == GET_LEN)
+		return false;
+	flow->in_block = flow->in_next;
+	flow->asked++;
+	return true;
+}
+
+/* Any other segment to memcached; `next` if flow_goes_on(). */
 __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
-			   struct bmc_flow *flow)
+			   struct bmc_flow *flow, bool next)
 {
 	struct bmc_stats *st = stats();
 	struct walk *w;
@@ -704,7 +744,8 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	walk_begin(s);
 	if (flow->deep)
 		w->lag = DEEP_NS;
-	if (walk_len(w) && flow_continue(skb, flow, s)) {
+	w->followed = next;
+	if (walk_len(w) && (next || flow_continue(skb, flow, s))) {
 		if (!flow_load(skb, s, flow->in_line, flow->in_part))
 			w->lost = true;
 		if (w->opens)
@@ -727,13 +768,14 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		 */
 		if (w->owed) {
 			(void)__sync_fetch_and_add(&flow->head, w->owed);
+			if (w->alike)
+				WRITE_ONCE(flow->alike, true);
 			if (READ_ONCE(flow->mode) != FLOW_FOLLOWED)
 				flow_mute(flow);
 		}
-		if (!w->followed) {
-			flow->asked += w->asked;
+		flow->asked += w->asked;
+		if (!w->followed)
 			flow->blocks |= w->blocks;
-		}
 		if (w->doubt)
 			WRITE_ONCE(flow->doubt, true);
 	}
@@ -757,13 +799,16 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 {
 	struct bmc_flow *flow = flow_take(&s->request.peers, WAY_IN);
 	struct bmc_stats *st;
+	bool next;
 
 	if (unlikely(!flow && s->text_len))
 		flow = flow_new(skb, s);
-	if (likely(flow && flow_in_get(skb, s, flow))) {
-		turn_end(&flow->in_turn);
-	} else if (flow) {
-		flow_in_any(skb, s, flow);
+	if (likely(flow)) {
+		next = flow_goes_on(flow, s);
+		if (likely(next && text_peek(skb, s) && flow_in_get(s, flow)))
+			turn_end(&flow->in_turn);
+		else
+			flow_in_any(skb, s, flow, next);
 	} else if (s->text_len) {
 		st = stats();
 		if (!st)
@@ -775,26 +820,50 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 
 enum answer { ANSWERS_NONE = 0, ANSWERS_LATER, ANSWERS };
 
+/* The next one in the ring; what it says is 0 if there is none. */
+static __always_inline struct bmc_owed *flow_next(struct bmc_flow *flow)
+{
+	return &flow->owed[flow->tail & (BMC_OWED - 1)];
+}
+
 /*
- * A reply has come: takes the command out of the ring whose turn it is. Says
- * LATER if that one needs no reply, and this is another's.
+ * Nothing is owed but replies to gets. That something was put into the ring is
+ * said after it is there: who takes the word back has to look again.
+ */
+static __always_inline void flow_alone(struct bmc_flow *flow)
+{
+	(void)__sync_lock_test_and_set(&flow->alike, false);
+	if (READ_ONCE(flow_next(flow)->what))
+		WRITE_ONCE(flow->alike, true);
+}
+
+/*
+ * A reply has come: takes the command out of the ring whose turn it is, if it is
+ * not a get's. Says LATER if that one needs no reply, and this is another's.
  */
 __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 {
 	struct bmc_owed *owed;
-	__u32 place;
+	__s32 before;
 	__u64 what;
 	bool its;
 
-	if (!flow || !r || flow->tail == READ_ONCE(flow->head))
+	if (!flow || !r)
 		return ANSWERS_NONE;
-	smp_rmb();
-	place = flow->tail & (BMC_OWED - 1);
-	owed = &flow->owed[place];
-	what = READ_ONCE(flow->gets) >> place & 1 ? REPLY_LIST
-						  : READ_ONCE(owed->what);
-	its = what & r->kind && (r->kind != REPLY_BINARY ||
-				 (what >> OWED_OPCODE & 0xff) == r->opcode);
+	owed = flow_next(flow);
+	what = read_to_write(&owed->what);
+	if (!what && READ_ONCE(flow->alike))
+		flow_alone(flow);
+	before = (__u32)owed->before - flow->answered;
+	if (!what || before > 0) {
+		if (!(r->kind & REPLY_LIST))
+			return ANSWERS_NONE;
+		flow->answered++;
+		return ANSWERS;
+	}
+	its = !before && what & r->kind &&
+	      (r->kind != REPLY_BINARY ||
+	       (what >> OWED_OPCODE & 0xff) == r->opcode);
 	if (what & OWED_OPTIONAL &&
 	    (!its || !(what & (REPLY_META | REPLY_BINARY)))) {
 		/* Only errors come in reply to noreply. */
@@ -805,17 +874,61 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 		/* It may have taken the data block for commands. */
 		return ANSWERS_NONE;
 	}
-	if (what & (OWED_WRITE | OWED_FLUSH))
-		what = __sync_lock_test_and_set(&owed->what, 0);
+	what = __sync_lock_test_and_set(&owed->what, 0);
 	flow->tail++;
+	if (!(what & OWED_OPTIONAL))
+		flow->answered++;
 	/* If it was the reply to a later one, that one stays behind. */
 	flow->vague |= its && what & OWED_OPTIONAL;
-	if (flow->tail == READ_ONCE(flow->head))
+	if (!READ_ONCE(flow_next(flow)->what))
 		flow->vague = false;
 	owed_end(owed, what,
 		 its ? !r->failed
 		     : what & OWED_WHOLE && owed_expiry(what) == EXPIRY_SET);
 	return its ? ANSWERS : ANSWERS_LATER;
+}
+
+/*
+ * How much of the window, from `at` on, replies to a get: a value and END, or END
+ * alone; 0 if it is not that.
+ */
+static __always_inline __u32 window_values(const struct window *win, __u32 at)
+{
+	struct reply r = {};
+	__u32 end;
+
+	if (!reply_quick(win, at, win->len, &r) || !(r.kind & REPLY_LIST))
+		return 0;
+	end = at + r.head + r.block;
+	if (r.last)
+		return r.head;
+	return end + END_LEN <= win->len && is_end(win, end) ? end + END_LEN - at
+							     : 0;
+}
+
+/* Whether a reply that looks like a get's is one. */
+static __always_inline bool flow_counts(const struct bmc_flow *flow)
+{
+	return !(READ_ONCE(flow->alike) | flow->vague | flow->binary);
+}
+
+/* The replies to gets that come next in the window, all at once, if there are. */
+__noinline int walk_values(struct bmc_scratch *s, struct bmc_flow *flow)
+{
+	__u32 at, n, len;
+
+	if (!s || !flow)
+		return false;
+	at = s->window.at;
+	for (n = 0; n < GETS_MAX; n++) {
+		len = window_values(&s->window, at);
+		if (!len)
+			break;
+		at += len;
+	}
+	s->window.at = at;
+	flow->answered += n;
+	return n;
 }
 
 /* Goes behind the next reply in the window, or part of one. */
@@ -829,6 +942,8 @@ static __always_inline long reply_step(struct walker *k)
 
 	if (win->at >= win->len && w->loaded >= w->end)
 		return 1;
+	if (w->followed && flow_counts(k->flow) && walk_values(s, k->flow))
+		return win->at >= win->len && w->loaded >= w->end;
 	found = reply_parse(win, r, w->binary);
 	if (found < 0) {
 		if (w->loaded < w->end) {
@@ -908,7 +1023,8 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 		return false;
 	}
 	/* To a command that may have changed anything, and is applied by now. */
-	if (READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST)
+	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED &&
+	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST)
 		flush_all(st, 0);
 	if (flow->out_skip == (__u32)STREAM_LOST)
 		return false;
@@ -918,46 +1034,20 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 	return n < len;
 }
 
-/* The same on the way back: a value and END, or END alone, for a get. */
+/* The same on the way back: the reply to one get. */
 static __always_inline bool flow_out_value(struct __sk_buff *skb,
 					   struct bmc_scratch *s,
 					   struct bmc_flow *flow)
 {
-	__u32 seq = bpf_ntohl(s->tcp.seq), tail = flow->tail, end;
-	__u32 head = READ_ONCE(flow->head), len = s->text_len, get;
-	__u32 place = tail & (BMC_OWED - 1);
-	struct window *win = &s->window;
-	struct reply r = {};
+	__u32 seq = bpf_ntohl(s->tcp.seq), len = s->text_len;
 
-	smp_rmb();
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
-	    flow->out_skip | flow->out_part | flow->binary | flow->vague ||
-	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST) || tail == head ||
-	    !(READ_ONCE(flow->gets) >> place & 1) || !text_peek(skb, s))
-		return false;
-	get = READ_ONCE(flow->in_get) ^ get_of(place, 0);
-	if (get >= LINE_MAX)
-		get = 0;
-	/* For Linux 6.1, which loses that: see bounded(). */
-	barrier_var(get);
-	get &= 511;
-	if (!reply_quick(win, 0, len, &r, get))
-		return false;
-	end = r.head + r.block;
-	if (!r.last) {
-		if (end > len ||
-		    window_word(win, end) << 24 !=
-			    NAME('E', 'N', 'D', '\r', '\n', 0, 0, 0) << 24)
-			return false;
-		end += END_LEN;
-	} else if (!(r.kind & REPLY_LIST)) {
-		return false;
-	}
-	if (end != len)
+	    flow->out_skip | flow->out_part || !flow_counts(flow) ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) || !text_peek(skb, s) ||
+	    window_values(&s->window, 0) != len)
 		return false;
 	flow->out_next = seq + len;
-	flow->tail = tail + 1;
+	flow->answered++;
 	return true;
 }
 
@@ -980,8 +1070,7 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		walk_replies(skb, s, flow);
 		flow->out_skip = w->skip;
 		flow->out_part = flow_keep(s, flow->out_line);
-		if (w->asked)
-			WRITE_ONCE(flow->answered, flow->answered + w->asked);
+		flow->answered += w->asked;
 	}
 	if (w->lost) {
 		flow->out_skip = STREAM_LOST;

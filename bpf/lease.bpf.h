@@ -264,6 +264,8 @@ enum {
 	OWED_WORDS = 24,
 	OWED_WORDS_MASK = (1 << 14) - 1,
 	OWED_END = 38,
+	/* Values, or END, may be the reply, or it stays when they come. */
+	OWED_ALIKE = OWED_OPTIONAL | REPLY_LIST | REPLY_STATS | REPLY_STREAM,
 };
 
 static __always_inline __u64 owed_words(__u64 word, const struct bmc_global *g)
@@ -309,7 +311,7 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
 
 	if (!b || !q || !g)
 		return 0;
-	word = READ_ONCE(b->word);
+	word = read_to_write(&b->word);
 	smp_rmb();
 	until = READ_ONCE(q->until);
 	if (!pending)
@@ -341,7 +343,8 @@ __noinline int write_end(__u64 hash, __u64 what, bool done)
 	if (!b || !g)
 		return 0;
 	for (int i = 0; i < 16; i++) {
-		__u64 old = READ_ONCE(b->word), epoch = READ_ONCE(g->word);
+		__u64 old = read_to_write(&b->word);
+		__u64 epoch = READ_ONCE(g->word);
 
 		if (!(old & (BMC_GEN - BMC_PEND))) {
 			/* Since then the bucket may have been filled. */

@@ -1056,14 +1056,19 @@ __noinline int reply_line(struct window *w, struct reply *r)
 	return 1;
 }
 
+static __always_inline bool is_end(const struct window *w, __u32 at)
+{
+	return window_word(w, at) << 24 ==
+	       NAME('E', 'N', 'D', '\r', '\n', 0, 0, 0) << 24;
+}
+
 /*
  * The replies that come most, without a loop over the line: "END", "STORED" and
- * the first line of a value, "VALUE <key> <flags> <bytes>", whose key ends at
- * `key_end` if that is known; else it is 0. False if it is another, or not all of
- * it is there.
+ * the first line of a value, "VALUE <key> <flags> <bytes>". False if it is another,
+ * or not all of it is there.
  */
 static __always_inline bool reply_quick(const struct window *w, __u32 from,
-					__u32 len, struct reply *r, __u32 key_end)
+					__u32 len, struct reply *r)
 {
 	__u64 word = window_word(w, from), bytes;
 	__u32 at = from, have = len - at;
@@ -1083,11 +1088,13 @@ static __always_inline bool reply_quick(const struct window *w, __u32 from,
 		r->last = true;
 		return true;
 	}
-	if ((window_word(w, at + key_end) & 0xffffff) == TEXT_NO_FLAGS) {
-		at += key_end + 3;
+	at = token_end(w, at + VALUE_LEN, KEY_WORDS);
+	if (at == from + VALUE_LEN)
+		return false;
+	if ((window_word(w, at) & 0xffffff) == TEXT_NO_FLAGS) {
+		at += 3;
 	} else {
-		at = token_end(w, at + VALUE_LEN, KEY_WORDS);
-		if (window_at(w, at) != ' ' || at == from + VALUE_LEN)
+		if (window_at(w, at) != ' ')
 			return false;
 		at = token_end(w, at + 1, 2);
 		if (window_at(w, at) != ' ')
@@ -1106,7 +1113,7 @@ static __always_inline bool reply_quick(const struct window *w, __u32 from,
 
 __noinline int reply_often(struct window *w, struct reply *r)
 {
-	return w && r && reply_quick(w, w->at, w->len, r, 0);
+	return w && r && reply_quick(w, w->at, w->len, r);
 }
 
 /*

@@ -315,6 +315,7 @@ static __always_inline void flow_reset(struct bmc_flow *flow)
 	flow->out_part = 0;
 	flow->tail = flow->head;
 	flow->in_tail = flow->head;
+	flow->alike = false;
 	flow->doubt = false;
 	flow->deep = false;
 	flow->vague = false;

@@ -601,9 +601,6 @@ fn an_unexpected_reply_empties_the_cache_before_it_leaves() {
         ("", "STORED\r\n"),
         ("get other\r\n", "STORED\r\n"),
         ("get other\r\n", "HD\r\n"),
-        ("get other\r\n", "END\r\nEND\r\n"),
-        ("set other 0 0 1\r\nx\r\n", "END\r\n"),
-        ("set other 0 0 1\r\nx\r\n", "VALUE other 0 1\r\nx\r\nEND\r\n"),
         ("set other 0 0 1\r\nx\r\n", "HD\r\n"),
         ("set other 0 0 1\r\nx\r\n", "STORED\r\nSTORED\r\n"),
         ("set other 0 0 1\r\nx\r\n", "ERROR\r\n"),
@@ -616,6 +613,8 @@ fn an_unexpected_reply_empties_the_cache_before_it_leaves() {
         ("md other q\r\nmn\r\n", "MN\r\nHD\r\n"),
         ("set other 0 0 1\r\nx\r\n", "\u{81}\0\r\nEND\r\n\0\n"),
         ("stats\r\n", "HD\r\n"),
+        ("gat 0 other\r\n", "TOUCHED\r\n"),
+        ("touch other 0\r\nset other 0 0 1 noreply\r\nx\r\n", "END\r\n"),
     ];
     for (request, reply) in rows {
         let Some(scene) = Scene::with_key(&[v4()]) else {
@@ -630,6 +629,99 @@ fn an_unexpected_reply_empties_the_cache_before_it_leaves() {
         scene.is_closed(reply, "key", QUARANTINED);
         scene.is_closed(reply, "other", QUARANTINED);
         scene.asks(&mut tcp, "delete key\r\n", UNTRACKED);
+    }
+}
+
+/// Replies to gets are counted, not looked at.
+#[test]
+fn a_value_in_reply_to_a_write_leaves_it_pending_until_the_next_reply_tells() {
+    let value = "VALUE other 0 1\r\nx\r\nEND\r\n";
+    let rows = [
+        ("", "END\r\n"),
+        ("", value),
+        ("get other\r\n", "END\r\nEND\r\n"),
+        ("get other\r\n", "END\r\nVALUE other 0 1\r\nx\r\nEND\r\n"),
+        ("get other\r\nget other\r\n", "END\r\nEND\r\nEND\r\n"),
+    ];
+    for (request, reply) in rows {
+        for early in [true, false] {
+            let Some(scene) = Scene::with_key(&[v4()]) else {
+                return;
+            };
+            println!("{request:?}, {reply:?}, {early}");
+            let mut tcp = scene.connect(&v4());
+            tcp.exchange("version\r\n", "VERSION 1\r\n");
+            tcp.request(request);
+            if early {
+                scene.says(&mut tcp, reply, &[]);
+            }
+            scene.asks(&mut tcp, "set other 0 0 1\r\nx\r\n", WRITE);
+            scene.is_closed("with the write", "other", DIRTY);
+            if !early {
+                scene.says(&mut tcp, reply, &[]);
+                scene.is_closed("with a value in reply", "other", DIRTY);
+            }
+            scene.hits(&v4(), "key", &key_reply());
+            scene.says(&mut tcp, "STORED\r\n", UNMATCHED);
+            scene.is_closed("after its reply", "other", QUARANTINED);
+            scene.is_closed("after its reply", "key", QUARANTINED);
+            scene.asks(&mut tcp, "delete key\r\n", UNTRACKED);
+        }
+    }
+}
+
+#[test]
+fn any_number_of_gets_may_be_under_way() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    for (gets, each) in [(1000, "get other\r\n"), (40, "get a b c d\r\n"), (300, "gets a\r\n")] {
+        let text = [&each.repeat(gets), "delete key\r\n", each].concat();
+        for part in text.as_bytes().chunks(1400) {
+            tcp.request(part);
+        }
+        for _ in 0..gets {
+            tcp.reply("END\r\n");
+        }
+        scene.is_closed("before its reply", "key", DIRTY);
+        scene.says(&mut tcp, "DELETED\r\n", &[]);
+        scene.is_open("after its reply", "key");
+        scene.says(&mut tcp, "VALUE other 0 1\r\nx\r\nEND\r\n", &[]);
+    }
+    scene.asks(&mut tcp, "delete key\r\n", WRITE);
+}
+
+/// What gat and stats reply ends as what get does.
+#[test]
+fn replies_that_are_alike_are_told_apart_by_their_order() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    let value = "VALUE k 0 1\r\nx\r\nEND\r\n";
+    for end in ["END\r\n", value] {
+        tcp.exchange("get k\r\n", end);
+        tcp.request("get k\r\nget k\r\ngat 0 a\r\nget k\r\nstats\r\ntouch b 0\r\n");
+        for reply in [end, end] {
+            scene.is_closed("before the gat's", "a", DIRTY);
+            scene.says(&mut tcp, reply, &[]);
+        }
+        scene.is_closed("before the gat's", "a", DIRTY);
+        scene.says(&mut tcp, end, &[]);
+        scene.is_open("after the gat's", "a");
+        scene.says(&mut tcp, end, &[]);
+        scene.says(&mut tcp, "STAT pid 1\r\nEND\r\n", &[]);
+        scene.is_closed("before the touch's", "b", DIRTY);
+        scene.says(&mut tcp, "TOUCHED\r\n", &[]);
+        scene.is_open("after the touch's", "b");
+        // Nothing is owed that is like that: they are counted again.
+        tcp.exchange("get k\r\n".repeat(100), end.repeat(100));
+        scene.asks(&mut tcp, "set a 0 0 1 noreply\r\nx\r\n", WRITE);
+        scene.is_closed("without a reply", "a", DIRTY);
+        scene.asks(&mut tcp, "get k\r\n", &[]);
+        scene.says(&mut tcp, end, &[]);
+        scene.is_open("after another's reply", "a");
     }
 }
 
