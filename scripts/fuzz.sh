@@ -23,10 +23,12 @@ echo "in $work, seed $seed"
 	-fsanitize=fuzzer,address,undefined -fno-sanitize=alignment \
 	-fno-sanitize-recover=all -I bpf -I vmlinux -I tests/fuzz tests/fuzz/proto.c -o "$work/proto"
 
+# What the log says of a failure; it has not all of these lines.
 failed() {
+	set +e
 	grep -E '^Running' "$work/log" | tail -n 1
-	grep -A 30 -m 1 -E 'instead of|not so|==ERROR|runtime error' "$work/log"
-	grep -E 'Test unit|Base64' "$work/log"
+	grep -a -A 30 -m 1 -E 'instead of|not so|==ERROR|runtime error' "$work/log"
+	grep -a -E 'Test unit|Base64' "$work/log"
 	exit 1
 }
 

@@ -723,7 +723,8 @@ static struct bmc_flow flow;
 static struct bmc_scratch scratch_memory;
 static __u32 cut[PACKETS_MAX + 1]; /* where the packets end */
 
-static void flow_walk(const __u8 *s, int packets, bool replies)
+/* As a new connection's; or, if it is `followed`, behind others of the same. */
+static void flow_walk(const __u8 *s, int packets, bool replies, bool followed)
 {
 	struct bmc_scratch *sc = &scratch_memory;
 	struct __sk_buff skb = { .sk = 1 };
@@ -734,8 +735,13 @@ static void flow_walk(const __u8 *s, int packets, bool replies)
 	the_flow = &flow;
 	flow.hash = peers_hash(&sc->request.peers);
 	dids = 0;
-	if (replies)
+	if (followed) {
+		flow.mode = FLOW_FOLLOWED;
+		flow.binary = !replies && s[0] == MAGIC_REQUEST;
+		flow.in_last = flow_now();
+	} else if (replies) {
 		flow.mode = FLOW_MUTE;
+	}
 	for (packet_nr = 0; packet_nr < (__u32)packets; packet_nr++) {
 		__u32 n = cut[packet_nr] - from;
 
@@ -792,6 +798,32 @@ static int cut_up(__u32 len, __u32 how)
 	return n;
 }
 
+/* As many replies, and as much of the last one. */
+static void check_replies(const struct bmc_flow *whole)
+{
+	EXPECT(flow.out_skip, whole->out_skip);
+	EXPECT(flow.out_part, whole->out_part);
+	EXPECT(flow.answered, whole->answered);
+}
+
+/* The short way through a segment comes to the same as the long one. */
+static void check_same(const struct bmc_flow *whole, const struct bmc_stats *st)
+{
+	REQUIRE(!memcmp(&native_stats, st, sizeof(*st)));
+	EXPECT(flow.mode, whole->mode);
+	EXPECT(flow.deep, whole->deep);
+	EXPECT(flow.alike, whole->alike);
+	EXPECT(flow.doubt, whole->doubt);
+	EXPECT(flow.in_next, whole->in_next);
+	EXPECT(flow.in_skip, whole->in_skip);
+	EXPECT(flow.in_part, whole->in_part);
+	EXPECT(flow.in_block, whole->in_block);
+	EXPECT(flow.in_hash, whole->in_hash);
+	EXPECT(flow.asked, whole->asked);
+	EXPECT(flow.head, whole->head);
+	REQUIRE(!memcmp(flow.owed, whole->owed, sizeof(flow.owed)));
+}
+
 static void walk_both(const __u8 *s, __u32 len, __u32 how, bool replies)
 {
 	struct bmc_flow whole;
@@ -800,17 +832,23 @@ static void walk_both(const __u8 *s, __u32 len, __u32 how, bool replies)
 	doing = "in one packet";
 	if (!cut_up(len, 0))
 		return;
-	flow_walk(s, 1, replies);
+	flow_walk(s, 1, replies, false);
 	check_walk(1);
 	if (understood)
 		EXPECT(native_stats.tcp_unparsed, 0);
 	whole = flow;
 	st = native_stats;
+	doing = "in one packet behind others";
+	flow_walk(s, 1, replies, true);
+	if (!replies)
+		check_same(&whole, &st);
+	else if (!native_stats.tcp_unmatched)
+		check_replies(&whole);
 	if (!how)
 		return;
 	doing = "cut into packets";
 	how = cut_up(len, how);
-	flow_walk(s, how, replies);
+	flow_walk(s, how, replies, false);
 	check_walk(how);
 	EXPECT(!!native_stats.tcp_unparsed, !!st.tcp_unparsed);
 	EXPECT(!!native_stats.tcp_unmatched, !!st.tcp_unmatched);
@@ -820,9 +858,7 @@ static void walk_both(const __u8 *s, __u32 len, __u32 how, bool replies)
 	EXPECT(native_stats.write_requests, st.write_requests);
 	EXPECT(flow.in_skip, whole.in_skip);
 	EXPECT(flow.in_part, whole.in_part);
-	EXPECT(flow.out_skip, whole.out_skip);
-	EXPECT(flow.out_part, whole.out_part);
-	EXPECT(flow.answered, whole.answered);
+	check_replies(&whole);
 }
 
 static void commands(const __u8 *s, __u32 len, bool binary, __u32 how)
