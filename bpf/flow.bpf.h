@@ -731,6 +731,53 @@ static __always_inline bool flow_in_get(struct bmc_scratch *s,
 	return true;
 }
 
+/* What was found out on the walk through the segment. */
+static __always_inline void flow_note(struct bmc_flow *flow, const struct walk *w)
+{
+	flow->in_hash = w->hash;
+	flow->in_block = flow->in_next;
+	if (!w->part && !w->line)
+		flow->in_block -= w->block - w->skip;
+	/* From now on the replies may come; unless meanwhile it was found that
+	 * they cannot be told apart.
+	 */
+	if (w->owed) {
+		(void)__sync_fetch_and_add(&flow->head, w->owed);
+		if (w->alike)
+			WRITE_ONCE(flow->alike, true);
+		if (READ_ONCE(flow->mode) != FLOW_FOLLOWED)
+			flow_mute(flow);
+	}
+	flow->asked += w->asked;
+	if (!w->followed)
+		flow->blocks |= w->blocks;
+	if (w->doubt)
+		WRITE_ONCE(flow->doubt, true);
+}
+
+/* Likewise what comes next to gets: one set, its data block included. */
+__noinline int flow_in_set(struct bmc_scratch *s, struct bmc_flow *flow)
+{
+	struct bmc_stats *st = stats();
+	struct command *c;
+
+	if (!s || !st || !flow)
+		return false;
+	c = &s->command;
+	if (!command_set(&s->window, c) || !window_is_whole(&s->window, c) ||
+	    c->head + c->block != s->text_len)
+		return false;
+	st->write_requests++;
+	walk_begin(s);
+	s->walk.followed = true;
+	s->walk.blocks = true;
+	s->walk.block = c->block;
+	walk_write(s, flow, REPLY_LINE | OWED_BLOCK | OWED_WHOLE);
+	s->walk.asked = 1;
+	flow_note(flow, &s->walk);
+	return true;
+}
+
 /* Any other segment to memcached; `next` if flow_goes_on(). */
 __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 			   struct bmc_flow *flow, bool next)
@@ -754,30 +801,12 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		walk_commands(skb, s, st, flow);
 		flow->in_part = flow_keep(s, flow->in_line);
 		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;
-		flow->in_block = flow->in_next - (w->block - w->skip);
-		if (w->part || w->line)
-			flow->in_block = flow->in_next;
-		flow->in_hash = w->hash;
 		if (w->resumes && (w->skip || w->part || w->line))
 			w->lost = true;
 		flow->found = w->lost ? 0 : flow->found + 1;
 		if (w->probes && flow->found < FOUND_TIMES)
 			w->lost = true;
-		/* From now on the replies may come; unless meanwhile it was
-		 * found that they cannot be told apart.
-		 */
-		if (w->owed) {
-			(void)__sync_fetch_and_add(&flow->head, w->owed);
-			if (w->alike)
-				WRITE_ONCE(flow->alike, true);
-			if (READ_ONCE(flow->mode) != FLOW_FOLLOWED)
-				flow_mute(flow);
-		}
-		flow->asked += w->asked;
-		if (!w->followed)
-			flow->blocks |= w->blocks;
-		if (w->doubt)
-			WRITE_ONCE(flow->doubt, true);
+		flow_note(flow, w);
 	}
 	if (w->lost) {
 		st->tcp_unparsed++;
@@ -805,7 +834,8 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 		flow = flow_new(skb, s);
 	if (likely(flow)) {
 		next = flow_goes_on(flow, s);
-		if (likely(next && text_peek(skb, s) && flow_in_get(s, flow)))
+		if (likely(next && text_peek(skb, s) &&
+			   (flow_in_get(s, flow) || flow_in_set(s, flow))))
 			turn_end(&flow->in_turn);
 		else
 			flow_in_any(skb, s, flow, next);
@@ -1034,20 +1064,29 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 	return n < len;
 }
 
-/* The same on the way back: the reply to one get. */
-static __always_inline bool flow_out_value(struct __sk_buff *skb,
-					   struct bmc_scratch *s,
-					   struct bmc_flow *flow)
+/* The same on the way back: the reply to one get or set. */
+static __always_inline bool flow_out_one(struct __sk_buff *skb,
+					 struct bmc_scratch *s,
+					 struct bmc_flow *flow)
 {
 	__u32 seq = bpf_ntohl(s->tcp.seq), len = s->text_len;
 
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->out_next ||
-	    flow->out_skip | flow->out_part || !flow_counts(flow) ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST) || !text_peek(skb, s) ||
-	    window_values(&s->window, 0) != len)
+	    flow->out_skip | flow->out_part ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) || !text_peek(skb, s))
 		return false;
+	if (likely(flow_counts(flow) && window_values(&s->window, 0) == len)) {
+		flow->answered++;
+	} else {
+		if (flow->binary || len != STORED_LEN ||
+		    window_word(&s->window, 0) != TEXT_STORED)
+			return false;
+		__builtin_memset(&s->reply, 0, sizeof(s->reply));
+		s->reply.kind = REPLY_LINE | REPLY_STATS;
+		if (flow_answer(flow, &s->reply) != ANSWERS)
+			return false;
+	}
 	flow->out_next = seq + len;
-	flow->answered++;
 	return true;
 }
 
@@ -1107,7 +1146,7 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		}
 		return;
 	}
-	if (likely(flow_out_value(skb, s, flow)))
+	if (likely(flow_out_one(skb, s, flow)))
 		turn_end(&flow->out_turn);
 	else
 		flow_out_any(skb, s, flow);

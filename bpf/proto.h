@@ -33,6 +33,7 @@ enum {
 	STORE_LEN = 4, /* "set " */
 	VALUE_LEN = 6, /* "VALUE " */
 	END_LEN = 5, /* "END\r\n" */
+	STORED_LEN = 8,
 };
 
 /* A word of up to eight letters, as it lies in memory. */
@@ -40,6 +41,8 @@ enum {
 	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | \
 	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 |             \
 	 (__u64)(h) << 56)
+
+#define TEXT_STORED NAME('S', 'T', 'O', 'R', 'E', 'D', '\r', '\n')
 
 /*
  * The bytes below 0x21 of a word: the first of them is marked exactly by the
@@ -920,7 +923,8 @@ __noinline int command_set(struct window *w, struct command *c)
 		return false;
 	key = w->at + STORE_LEN;
 	at = token_end(w, key, KEY_WORDS);
-	if (at == key || window_at(w, at) != ' ')
+	if ((__u32)window_word(w, w->at) != TEXT_SET || at == key ||
+	    window_at(w, at) != ' ')
 		return false;
 	c->klen = at - key;
 	flags = window_digits(w, at + 1);
@@ -962,7 +966,7 @@ static __always_inline int command_parse(struct window *w, struct command *c,
 		return window_at(w, w->at) == MAGIC_REQUEST
 			       ? command_binary(w, c)
 			       : 0;
-	if ((__u32)window_word(w, w->at) == TEXT_SET && command_set(w, c))
+	if (command_set(w, c))
 		return 1;
 	c->klen = 0;
 	line = window_line(w);
@@ -1078,10 +1082,9 @@ static __always_inline bool reply_quick(const struct window *w, __u32 from,
 		    have >= END_LEN) {
 			r->kind = REPLY_LIST | REPLY_STATS;
 			r->head = END_LEN;
-		} else if (word == NAME('S', 'T', 'O', 'R', 'E', 'D', '\r', '\n') &&
-			   have >= 8) {
+		} else if (word == TEXT_STORED && have >= STORED_LEN) {
 			r->kind = REPLY_LINE | REPLY_STATS;
-			r->head = 8;
+			r->head = STORED_LEN;
 		} else {
 			return false;
 		}

@@ -157,11 +157,13 @@ fn an_unknown_command_empties_the_cache() {
         "set key\r\n",
         "set key 0 0 -1\r\n",
         "GET key\r\n",
+        "sat key 0 0 1\r\nx\r\n",
     ] {
         let Some(scene) = Scene::with_key(&[v4()]) else {
             return;
         };
         let mut tcp = scene.connect(&v4());
+        tcp.exchange("get key\r\n", "END\r\n");
         scene.asks(&mut tcp, request, UNPARSED);
         scene.is_closed(request, "key", QUARANTINED);
         scene.says(&mut tcp, "ERROR\r\n", &[("flushes", 1)]);
