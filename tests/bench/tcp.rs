@@ -10,14 +10,16 @@
 //! reply is checked. What a run of a program takes is measured apart, because the
 //! kernel's count of it costs time itself, some 45 ns here.
 //!
-//! On veth a frame is received by the CPU that sent it. So `bmc_rx` and
-//! `bmc_rx_tc` add to the client's work and `bmc_tx` to memcached's; the last
-//! columns say how much more (or less) CPU time both took together for a
-//! request, how long each program ran and how often for a request.
+//! On veth a frame is received by the CPU that sent it. So `bmc_rx_tc` adds to the
+//! client's work and `bmc_tx` to memcached's; the last columns say how much more (or
+//! less) CPU time both took together for a request, how long each program ran and how
+//! often for a request.
 //!
 //! `cargo bench --bench tcp [-- ROUNDS] [WHAT] [AGAINST]`; needs root. WHAT and
-//! AGAINST are modes of bmc (`native`, `tc`), `pass`, which is the least XDP
-//! program there is, or `nothing`. `threaded` gives each end of a device its
+//! AGAINST are `tc` (bmc in that mode; a veth whose peer has no XDP program has no
+//! other), `pass`, which is the least XDP program there is, or `nothing`: tc against
+//! nothing, if not said. Even that has the kernel's hooks switched on, as they are
+//! for all devices or for none. `threaded` gives each end of a device its
 //! packets on its own CPU.
 
 #[path = "../common/mod.rs"]
@@ -52,7 +54,7 @@ const VALUE: &str = "a value of thirty-two bytes full";
 const TURN: Duration = Duration::from_millis(50);
 /// Turns of a round, each way.
 const TURNS: usize = 20;
-const PROGRAMS: [&str; 3] = ["bmc_rx", "bmc_rx_tc", "bmc_tx"];
+const PROGRAMS: [&str; 2] = ["bmc_rx_tc", "bmc_tx"];
 
 fn main() {
     let mut rounds = 9;
@@ -60,8 +62,7 @@ fn main() {
     let mut sides = Vec::new();
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
-            "native" => sides.push(Side::Bmc("native")),
-            "tc" => sides.push(Side::Bmc("tc")),
+            "tc" => sides.push(Side::Bmc),
             "pass" => sides.push(Side::Pass),
             "nothing" => sides.push(Side::Nothing),
             "threaded" => threaded = true,
@@ -69,7 +70,7 @@ fn main() {
             _ => rounds = arg.parse().unwrap_or(rounds),
         }
     }
-    let what = sides.first().copied().unwrap_or(Side::Bmc("native"));
+    let what = sides.first().copied().unwrap_or(Side::Bmc);
     let against = sides.get(1).copied().unwrap_or(Side::Nothing);
     if !can_run("tcp") {
         return;
@@ -90,7 +91,7 @@ fn main() {
     lanes[0].print_features(&net);
     println!("{what} against {against}, {rounds} rounds; thousands of requests a second, medians");
     println!(
-        "{:>4} {:>5} {:>5}  {:>6} {:>7}  {:>5} {:>5} {:>11} {:>4} {:>8}  {:>12} {:>12} {:>12}",
+        "{:>4} {:>5} {:>5}  {:>6} {:>7}  {:>5} {:>5} {:>11} {:>4} {:>8}  {:>12} {:>12}",
         "sets",
         "conns",
         "depth",
@@ -101,7 +102,6 @@ fn main() {
         "of rounds",
         "wait",
         "CPU ns",
-        "rx ns",
         "rx_tc ns",
         "tx ns"
     );
@@ -112,7 +112,7 @@ fn main() {
                 let case =
                     Case { net: &net, memcached: pid, lanes: &lanes, connections, batches, depth };
                 let compared = case.compare(rounds, what, against);
-                let costs = if let Side::Bmc(_) = what { case.costs(what) } else { String::new() };
+                let costs = if let Side::Bmc = what { case.costs(what) } else { String::new() };
                 println!("{sets:>3}% {connections:>5} {depth:>5}  {compared}  {costs}");
             }
         }
@@ -124,7 +124,7 @@ fn main() {
 enum Side {
     Nothing,
     Pass,
-    Bmc(&'static str),
+    Bmc,
 }
 
 impl std::fmt::Display for Side {
@@ -132,7 +132,7 @@ impl std::fmt::Display for Side {
         match self {
             Self::Nothing => write!(f, "nothing"),
             Self::Pass => write!(f, "an XDP program that passes everything"),
-            Self::Bmc(mode) => write!(f, "bmc --mode {mode}"),
+            Self::Bmc => write!(f, "bmc --mode tc"),
         }
     }
 }
@@ -225,16 +225,16 @@ impl<'a> Attached<'a> {
                 let attached = net.server.within(|| attach(&lane.device, false));
                 pass = Some(attached.expect("a veth has XDP"));
             }
-            Side::Bmc(mode) => {
-                bmc(net, &["attach", &lane.device, "--mode", mode]);
+            Side::Bmc => {
+                bmc(net, &["attach", &lane.device, "--mode", "tc"]);
             }
         }
-        Self { net, is_bmc: matches!(side, Side::Bmc(_)), _pass: pass }
+        Self { net, is_bmc: matches!(side, Side::Bmc), _pass: pass }
     }
 
     /// For each program: how often it ran since runs are counted, and the
     /// nanoseconds of a run.
-    fn programs(&self) -> [(f64, f64); 3] {
+    fn programs(&self) -> [(f64, f64); 2] {
         let status: Value =
             serde_json::from_str(&bmc(self.net, &["status", "--json"])).expect("it is JSON");
         let programs = status["programs"].as_array().expect("it lists the programs");
