@@ -208,6 +208,20 @@ static __always_inline __u64 command_owed(const struct command *c)
 	       c->opcode << OWED_OPCODE;
 }
 
+/* How long the get of one key at `at` of the window is; 0 if it is not that. */
+static __always_inline __u32 window_get(const struct window *win, __u32 at)
+{
+	__u32 key = at + GET_LEN, end;
+
+	if ((__u32)window_word(win, at) != TEXT_GET)
+		return 0;
+	end = token_end(win, key, KEY_WORDS);
+	if ((__u16)window_word(win, end) != TEXT_CRLF || end == key ||
+	    end + 2 > win->len)
+		return 0;
+	return end + 2 - at;
+}
+
 /*
  * The gets of one key that come next in the window, all at once: most of what is
  * pipelined. True if there was one.
@@ -215,22 +229,17 @@ static __always_inline __u64 command_owed(const struct command *c)
 __noinline int walk_gets(struct bmc_scratch *s)
 {
 	const struct window *win;
-	__u32 at, n;
+	__u32 at, n, len;
 
 	if (!s)
 		return false;
 	win = &s->window;
 	at = win->at;
 	for (n = 0; n < GETS_MAX; n++) {
-		__u32 key = at + GET_LEN, end;
-
-		if ((__u32)window_word(win, at) != TEXT_GET)
+		len = window_get(win, at);
+		if (!len)
 			break;
-		end = token_end(win, key, KEY_WORDS);
-		if ((__u16)window_word(win, end) != TEXT_CRLF || end == key ||
-		    end + 2 > win->len)
-			break;
-		at = end + 2;
+		at += len;
 	}
 	if (!n)
 		return false;
@@ -238,6 +247,12 @@ __noinline int walk_gets(struct bmc_scratch *s)
 	s->walk.block = 0;
 	s->walk.asked += n;
 	return true;
+}
+
+/* Whether nothing of the packet is left. */
+static __always_inline bool walk_at_end(const struct bmc_scratch *s)
+{
+	return s->window.at >= s->window.len && s->walk.loaded >= s->walk.end;
 }
 
 /* Whether all of the packet was walked, but for a line that goes on. */
@@ -305,7 +320,7 @@ static __always_inline long command_step(struct walker *k)
 
 	if (w->keys)
 		goto key;
-	if (win->at >= win->len && w->loaded >= w->end)
+	if (walk_at_end(s))
 		return 1;
 	if (w->line) {
 		found = window_line(win);
@@ -323,7 +338,7 @@ static __always_inline long command_step(struct walker *k)
 	}
 	if (!w->binary && (__u32)window_word(win, win->at) == TEXT_GET &&
 	    walk_gets(s))
-		return win->at >= win->len && w->loaded >= w->end;
+		return walk_at_end(s);
 	found = command_parse(win, c, w->binary);
 	if (found < 0) {
 		if (w->loaded < w->end) {
@@ -400,7 +415,7 @@ asked:
 	}
 on:
 	walk_on(s, c->head, c->block);
-	return win->at >= win->len && w->loaded >= w->end;
+	return walk_at_end(s);
 lost:
 	w->lost = true;
 	return 1;
@@ -720,11 +735,7 @@ static __always_inline bool flow_goes_on(struct bmc_flow *flow,
 static __always_inline bool flow_in_get(struct bmc_scratch *s,
 					struct bmc_flow *flow)
 {
-	const struct window *win = &s->window;
-	__u32 end = token_end(win, GET_LEN, KEY_WORDS);
-
-	if ((__u32)window_word(win, 0) != TEXT_GET || end + 2 != s->text_len ||
-	    (__u16)window_word(win, end) != TEXT_CRLF || end == GET_LEN)
+	if (window_get(&s->window, 0) != s->text_len)
 		return false;
 	flow->in_block = flow->in_next;
 	flow->asked++;
@@ -970,10 +981,10 @@ static __always_inline long reply_step(struct walker *k)
 	struct reply *r = &s->reply;
 	int found;
 
-	if (win->at >= win->len && w->loaded >= w->end)
+	if (walk_at_end(s))
 		return 1;
 	if (w->followed && flow_counts(k->flow) && walk_values(s, k->flow))
-		return win->at >= win->len && w->loaded >= w->end;
+		return walk_at_end(s);
 	found = reply_parse(win, r, w->binary);
 	if (found < 0) {
 		if (w->loaded < w->end) {
@@ -1000,7 +1011,7 @@ static __always_inline long reply_step(struct walker *k)
 	}
 on:
 	walk_on(s, r->head, r->block);
-	return win->at >= win->len && w->loaded >= w->end;
+	return walk_at_end(s);
 lost:
 	w->lost = true;
 	return 1;

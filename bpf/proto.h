@@ -1078,8 +1078,7 @@ static __always_inline bool reply_quick(const struct window *w, __u32 from,
 	__u32 at = from, have = len - at;
 
 	if (word << 16 != NAME('V', 'A', 'L', 'U', 'E', ' ', 0, 0) << 16) {
-		if ((__u32)word == TEXT_END_ && (__u8)(word >> 32) == '\n' &&
-		    have >= END_LEN) {
+		if (is_end(w, from) && have >= END_LEN) {
 			r->kind = REPLY_LIST | REPLY_STATS;
 			r->head = END_LEN;
 		} else if (word == TEXT_STORED && have >= STORED_LEN) {
