@@ -24,7 +24,6 @@ use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::mem::offset_of;
 use std::net::TcpStream;
-use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
@@ -41,7 +40,6 @@ use common::PORT;
 use common::Rng;
 use common::Zipf;
 use common::can_run;
-use common::run;
 use libbpf_rs::Link;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
@@ -50,13 +48,14 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder as _;
 use load::CLIENT_CPU;
 use load::SERVER_CPU;
+use load::bmc;
+use load::ip;
 use nix::net::if_::if_nametoindex;
 use nix::sched::CloneFlags;
 use nix::sched::setns;
 use nix::time::ClockId;
 use nix::time::clock_gettime;
 use packet::Flow;
-use serde_json::Value;
 
 /// The device, at either end, with its addresses.
 const DEVICE: &str = "flood";
@@ -89,12 +88,7 @@ fn main() {
     let net = Net::new("peak-bench");
     let _memcached = Memcached::start(&net.server, &["-t", "1", "-m", "1024"]);
     load::pin(CLIENT_CPU);
-    let (inside, outside) = (net.server.name(), net.client.name());
-    ip(&format!("link add {DEVICE} netns {inside} type veth peer name {DEVICE} netns {outside}"));
-    for (namespace, address) in [(inside, SERVER), (outside, CLIENT)] {
-        ip(&format!("-n {namespace} address add {address}/24 dev {DEVICE}"));
-        ip(&format!("-n {namespace} link set {DEVICE} up"));
-    }
+    load::make_device(&net, DEVICE, [SERVER, CLIENT]);
     load::print_machine();
     println!(
         "GETs over UDP, keys of 16 bytes, values of 32; --memory 16M; medians of {rounds} rounds in turn"
@@ -188,8 +182,7 @@ impl<'a> Attached<'a> {
 
     /// How many entries bmc has.
     fn entries(&self) -> f64 {
-        let status: Value =
-            serde_json::from_str(&bmc(self.net, &["status", "--json"])).expect("it is JSON");
+        let status = load::status(self.net);
         let classes = status["classes"].as_array().expect("it has classes");
         classes.iter().filter_map(|class| class["used"].as_f64()).sum()
     }
@@ -201,15 +194,6 @@ impl Drop for Attached<'_> {
             bmc(self.net, &["detach"]);
         }
     }
-}
-
-fn bmc(net: &Net, args: &[&str]) -> String {
-    let mut command = net.server.command(env!("CARGO_BIN_EXE_bmc"));
-    run(command.args(["--instance", net.instance()]).args(args))
-}
-
-fn ip(arguments: &str) -> String {
-    run(Command::new("ip").args(arguments.split(' ')))
 }
 
 /// Has memcached hold that many keys.

@@ -47,7 +47,7 @@ use load::Batch;
 use load::CLIENT_CPU;
 use load::Clients;
 use load::SERVER_CPU;
-use serde_json::Value;
+use load::bmc;
 
 const KEYS: usize = 1000;
 const VALUE: &str = "a value of thirty-two bytes full";
@@ -148,14 +148,7 @@ impl Lane {
         // Nobody else's, as kernel threads are named after it.
         let device = format!("lane{number}-{}", std::process::id());
         let [server, client] = [1, 2].map(|host| format!("10.11.{}.{host}", 20 + number));
-        let (inside, outside) = (net.server.name(), net.client.name());
-        ip(&format!(
-            "link add {device} netns {inside} type veth peer name {device} netns {outside}"
-        ));
-        for (name, address) in [(inside, &server), (outside, &client)] {
-            ip(&format!("-n {name} address add {address}/24 dev {device}"));
-            ip(&format!("-n {name} link set {device} up"));
-        }
+        load::make_device(net, &device, [&server, &client]);
         if threaded {
             for (namespace, cpu) in [(&net.server, SERVER_CPU), (&net.client, CLIENT_CPU)] {
                 run(namespace.command("ethtool").args(["-K", &device, "gro", "on"]));
@@ -205,10 +198,6 @@ fn napi_threads(device: &str) -> Vec<String> {
         .collect()
 }
 
-fn ip(arguments: &str) {
-    run(Command::new("ip").args(arguments.split(' ')));
-}
-
 /// What is attached to a device, until this is dropped.
 struct Attached<'a> {
     net: &'a Net,
@@ -235,8 +224,7 @@ impl<'a> Attached<'a> {
     /// For each program: how often it ran since runs are counted, and the
     /// nanoseconds of a run.
     fn programs(&self) -> [(f64, f64); 2] {
-        let status: Value =
-            serde_json::from_str(&bmc(self.net, &["status", "--json"])).expect("it is JSON");
+        let status = load::status(self.net);
         let programs = status["programs"].as_array().expect("it lists the programs");
         PROGRAMS.map(|name| {
             let program = programs.iter().find(|program| program["name"] == name);
@@ -252,11 +240,6 @@ impl Drop for Attached<'_> {
             bmc(self.net, &["detach"]);
         }
     }
-}
-
-fn bmc(net: &Net, args: &[&str]) -> String {
-    let mut command = net.server.command(env!("CARGO_BIN_EXE_bmc"));
-    run(command.args(["--instance", net.instance()]).args(args))
 }
 
 /// How a twentieth of a second went.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What the benchmarks with a real memcached share: the machine they ran on and
-//! clients that cost little.
+//! What the benchmarks with a real memcached share: the machine they ran on, devices
+//! of their own with bmc on them, and clients that cost little.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each benchmark uses its own part")]
 
 mod closed;
@@ -17,12 +17,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 
 use bmc::bench::net;
 use bmc::bench::report::Machine;
 use bmc::memcached::version;
+use serde_json::Value;
 
 use crate::common::Namespace;
+use crate::common::Net;
+use crate::common::run;
 
 /// Where memcached runs (tests/common takes the first CPU it may have).
 pub const SERVER_CPU: usize = 0;
@@ -39,6 +43,34 @@ pub fn print_machine() {
     let memcached = version(Path::new("memcached"), "--memcached");
     let machine = memcached.and_then(Machine::look).expect("the machine can be looked at");
     println!("{machine}, bmc {}", env!("CARGO_PKG_VERSION"));
+}
+
+/// What `ip` says to these arguments.
+pub fn ip(arguments: &str) -> String {
+    run(Command::new("ip").args(arguments.split(' ')))
+}
+
+/// Makes a veth pair of that name, with no program on either end; the addresses are
+/// the server's and the client's, of networks of 24 bits.
+pub fn make_device(net: &Net, device: &str, addresses: [&str; 2]) {
+    let ends = [net.server.name(), net.client.name()];
+    let [inside, outside] = ends;
+    ip(&format!("link add {device} netns {inside} type veth peer name {device} netns {outside}"));
+    for (namespace, address) in ends.iter().zip(addresses) {
+        ip(&format!("-n {namespace} address add {address}/24 dev {device}"));
+        ip(&format!("-n {namespace} link set {device} up"));
+    }
+}
+
+/// What `bmc` says, run where memcached is.
+pub fn bmc(net: &Net, args: &[&str]) -> String {
+    let mut command = net.server.command(env!("CARGO_BIN_EXE_bmc"));
+    run(command.args(["--instance", net.instance()]).args(args))
+}
+
+/// `bmc status --json`.
+pub fn status(net: &Net) -> Value {
+    serde_json::from_str(&bmc(net, &["status", "--json"])).expect("it is JSON")
 }
 
 /// A key of 16 bytes.
