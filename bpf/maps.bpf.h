@@ -278,9 +278,9 @@ struct bmc_owed {
  * A TCP connection, see flow.bpf.h. One CPU at a time works on its way to
  * memcached, and one on its way back; whose it is changes only while neither
  * does. Two cache lines for most packets: both ways read the first one, which
- * seldom changes; the second belongs to the way in, the third to the way back, and
- * neither needs the other's for a get. A line that goes from CPU to CPU with each
- * packet costs half as much again as the rest of the work.
+ * seldom changes; then each has its own, and needs the other's not for a get. A line
+ * that goes from CPU to CPU with each packet costs more than all of the rest; and a
+ * CPU fetches lines in pairs, so that what is one way's begins with a pair.
  */
 enum { BMC_OWED = 32 };
 
@@ -292,6 +292,9 @@ struct bmc_flow {
 	__u32 alike; /* a reply that is owed may look as if it were a get's */
 	bool binary; /* which protocol it speaks */
 	bool deep; /* too much was owed for the ring */
+	__u8 pad[64];
+
+	struct bmc_owed owed[BMC_OWED];
 
 	__u32 in_turn; /* taken by whoever works on that way */
 	__u32 in_next; /* sequence number after the last byte looked at */
@@ -306,6 +309,7 @@ struct bmc_flow {
 	__u32 found; /* segments of whole commands, while its stream is lost */
 	__u32 asked; /* commands that get a reply */
 	__u8 in_pad[8];
+	__u8 in_line[LINE_MAX];
 
 	__u32 out_turn;
 	__u32 out_next;
@@ -320,16 +324,14 @@ struct bmc_flow {
 	__u64 good_since; /* ns */
 	__u32 base; /* asked - answered when it did */
 	__u8 out_pad[12];
-
-	struct bmc_owed owed[BMC_OWED];
-	__u8 in_line[LINE_MAX];
 	__u8 out_line[LINE_MAX];
 };
 
-_Static_assert(__builtin_offsetof(struct bmc_flow, in_turn) == 64 &&
-		       __builtin_offsetof(struct bmc_flow, out_turn) == 128 &&
-		       __builtin_offsetof(struct bmc_flow, owed) == 192,
-	       "the ways do not share a cache line");
+_Static_assert(__builtin_offsetof(struct bmc_flow, owed) == 2 * 64 &&
+		       __builtin_offsetof(struct bmc_flow, in_turn) == 14 * 64 &&
+		       __builtin_offsetof(struct bmc_flow, out_turn) == 20 * 64 &&
+		       sizeof(struct bmc_flow) == 26 * 64,
+	       "the ways share no pair of cache lines");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
