@@ -312,7 +312,8 @@ enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION, FILL_EXPIRY };
 /*
  * Which way of a locked bucket the key in s shall have: its own, an empty one,
  * a dead one, or that asked for least, if that is less than the newcomer. The
- * number of its word in the bucket, 1 to 7; 0 if there is none.
+ * number of its word in the bucket, 1 to 7; 0 if there is none. Other keys' slots
+ * are looked at only if no way is empty: each is memory far from here.
  */
 __noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *s,
 			  const struct choice *choice)
@@ -322,27 +323,40 @@ __noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *
 
 	if (!b || !s || !choice)
 		return 0;
+	for (int i = 0; i < BMC_WAYS; i++) {
+		__u64 way = READ_ONCE(b->ways[i]);
+		struct bmc_slot *slot;
+
+		if (!way)
+			empty = i + 1;
+		if (!way_is(way, s->hash))
+			continue;
+		slot = way_slot(way);
+		if (slot && slot_holds((void *)slot, s))
+			return i + 1;
+	}
+	if (empty)
+		return empty;
 	least = choice->count;
 	for (int i = 0; i < BMC_WAYS; i++) {
 		__u64 way = READ_ONCE(b->ways[i]);
-		struct bmc_slot *slot = way ? way_slot(way) : NULL;
+		struct bmc_slot *slot;
 		__u32 count;
 
-		if (!slot) {
-			empty = i + 1;
-			continue;
-		}
-		if (way_is(way, s->hash) && slot_holds((void *)slot, s))
+		if (!way)
+			return i + 1;
+		slot = way_slot(way);
+		if (!slot)
 			return i + 1;
 		count = slot_count(slot, choice);
-		if (!way_is(way, slot->hash) || !count) {
-			empty = i + 1; /* moved on, or of no use any more */
-		} else if (count < least) {
+		if (!way_is(way, slot->hash) || !count)
+			return i + 1; /* moved on, or of no use any more */
+		if (count < least) {
 			cold = i + 1;
 			least = count;
 		}
 	}
-	return empty ?: cold;
+	return cold;
 }
 
 /* The ones' complement sum of the slot's text. */
