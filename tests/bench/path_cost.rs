@@ -6,7 +6,8 @@
 //! few system calls before it: the caches are as a busy machine leaves them, not
 //! as a loop does, but for the one miss that is repeated. The kernel counts the
 //! time, and its own part of it is what the least program there is takes in the
-//! same way.
+//! same way. A few keys, forgotten before they are asked for again, are missed, leased
+//! and filled with all that belongs to them in the CPU's cache.
 //!
 //! `cargo bench --bench path_cost [-- ROUNDS]`; needs root.
 
@@ -32,6 +33,10 @@ use packet::Flow;
 
 const KEYS: usize = 500_000;
 const REQUESTS: usize = 20_000;
+/// So few that the CPU's cache holds all that belongs to them.
+const FEW: usize = 64;
+/// How often they are asked for in a round.
+const TIMES: usize = 300;
 /// How often one frame is repeated.
 const AGAIN: u32 = 1 << 20;
 const VALUE: [u8; 32] = [b'v'; 32];
@@ -97,6 +102,7 @@ fn main() {
         costs[6].push(again(rx) - again(&bench.progs.bmc_pass));
     }
     let [base, hit, cold, passed, with_lease, fill, repeated] = costs.map(median);
+    let [hot_lease, hot_fill] = few(&mut client, rounds).map(|ns| ns - base);
     println!(
         "medians of {rounds} rounds of {REQUESTS} requests; ns a run, less the {base:.0} of the least program"
     );
@@ -111,6 +117,28 @@ fn main() {
     ] {
         println!("{name:<40} {:>6.0}", ns - base);
     }
+    println!("{:<40} {hot_lease:>6.0}", "bmc_rx_tc: miss and lease, few keys");
+    println!("{:<40} {hot_fill:>6.0}", "bmc_tx: fill, few keys");
+}
+
+/// What `bmc_rx_tc` and `bmc_tx` take for a few keys that are never there, and leaves
+/// them there.
+fn few(client: &mut Client<'_>, rounds: usize) -> [f64; 2] {
+    let bmc = client.bmc;
+    let mut costs: [Vec<f64>; 2] = Default::default();
+    for _ in 0..rounds * TIMES {
+        bmc.flush();
+        bmc.end_quarantine();
+        let before = bmc.counters().get("fills");
+        let mut fill = 0.0;
+        let lease = cost(bmc.rx_tc(), || {
+            fill = cost(bmc.tx(), || (0..FEW).for_each(|key| client.learn(key)));
+        });
+        assert_eq!(bmc.counters().get("fills") - before, FEW as u64, "all were filled");
+        costs[0].push(lease);
+        costs[1].push(fill);
+    }
+    costs.map(median)
 }
 
 /// Who asks for keys, and memcached.
