@@ -21,6 +21,7 @@ enum {
 	 */
 	HEAD_GROWTH = 192,
 	MTU_SAFE = 576,
+	SHORT_KEY = 40,
 };
 
 /*
@@ -351,7 +352,11 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	/* VALUE <key> <flags> <bytes>\r\n<data>\r\nEND\r\n, nothing else. */
 	if ((__u16)window_word(win, 4) != TEXT_E_SPACE)
 		goto refuse;
-	__builtin_memcpy(s->key, win->bytes + VALUE_LEN, KEY_WORDS * 8);
+	/* Most keys are short. */
+	if (s->klen <= SHORT_KEY)
+		__builtin_memcpy(s->key, win->bytes + VALUE_LEN, SHORT_KEY);
+	else
+		__builtin_memcpy(s->key, win->bytes + VALUE_LEN, KEY_WORDS * 8);
 	if (window_hash(win, VALUE_LEN, s->klen) != s->hash)
 		goto refuse;
 	at = VALUE_LEN + s->klen;
