@@ -6,7 +6,7 @@
 # is slower with bmc than without; what share of a mixed load is answered; how soon it
 # is when the clients were there first; how well the cache chooses what it keeps; and
 # what bmc gains end to end. README.md quotes the first three and the last two. Needs
-# root, half an hour, and a machine that has nothing else to do.
+# root, three quarters of an hour, and a machine that has nothing else to do.
 #
 #   bench.sh [ROUNDS]   of the first four, instead of 5, 5, 5 and 9
 set -euo pipefail
