@@ -731,7 +731,10 @@ impl Copy {
         let dir = std::env::temp_dir().join(format!("bmc-doctor-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory");
         let copy = Self(dir.join("bmc"));
-        fs::copy(BMC, &copy.0).expect("a copy of bmc");
+        // Not by this process: what another thread starts meanwhile has the copy open
+        // for writing for a moment, and nobody can run it.
+        let copied = Command::new("cp").arg(BMC).arg(&copy.0).status();
+        assert!(copied.is_ok_and(|copied| copied.success()), "a copy of bmc");
         for path in [&dir, &copy.0] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("our own");
         }
