@@ -25,7 +25,8 @@
  * under that name: all its requests are answered, or the last one is so old
  * (BMC_REPLY_NS) that its reply is lost. A cell looks like this:
  *
- *   bits 40-63  name, from the hash of client, memcached and id
+ *   bits 40-63  name, from the hash of client, memcached and all of the id but what
+ *               tells which cell of a line it is
  *   bits 32-39  requests outstanding; SENDERS_MANY: unknown
  *   bits 0-31   when the last one went on, in 2^20 ns; another CPU's clock may
  *               be ahead of this one's
@@ -48,26 +49,27 @@ enum {
 };
 
 /*
- * Under what a UDP request is noted, and where: beside the client's next id, in the
- * same cache line mostly. Clients count their requests, so what a request needs is
- * in the CPU's cache since the one before.
+ * Under what a UDP request is noted, and where: eight ids in a row of one client
+ * share a cache line, which a client that counts its requests has to wait for once.
+ * Which line is up to chance, whatever the byte order in which it counts: requests
+ * that are under way at once must not want one cell more often than that.
  */
 struct sender {
-	__u64 name; /* in the upper bits */
+	__u64 name; /* in the upper bits; of all eight */
 	__u32 place;
 };
 
 static __always_inline struct sender sender_of(const struct bmc_request *r)
 {
 	const __u64 *w = (const void *)r;
-	__u64 sum = cfg.seed[1];
+	__u64 sum = cfg.seed[1], id = bpf_ntohs(r->id);
 	struct sender sender;
 
 	_Static_assert(sizeof(*r) == 6 * sizeof(__u64), "six words, no holes");
 	for (int i = 0; i < 5; i++)
 		sum += hash_word(i, w[i]);
-	sender.place = (sum >> 32) + bpf_ntohs(r->id);
-	sender.name = hash_end(sum + hash_word(5, r->id), sizeof(*r));
+	sender.name = hash_end(sum + hash_word(5, id / 8), sizeof(*r));
+	sender.place = sender.name / 8 * 8 + id % 8;
 	return sender;
 }
 

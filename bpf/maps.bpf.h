@@ -210,6 +210,7 @@ struct {
 /* Who has asked memcached and was not answered yet: see lease.bpf.h. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u64);
