@@ -51,8 +51,8 @@ enum {
 /*
  * Under what a UDP request is noted, and where: eight ids in a row of one client
  * share a cache line, which a client that counts its requests has to wait for once.
- * Which line is up to chance, whatever the byte order in which it counts: requests
- * that are under way at once must not want one cell more often than that.
+ * Which line is up to chance: by the id alone, a client that counts in the other
+ * byte order would want the same cells for requests that are under way at once.
  */
 struct sender {
 	__u64 name; /* in the upper bits; of all eight */

@@ -279,9 +279,9 @@ struct bmc_owed {
  * A TCP connection, see flow.bpf.h. One CPU at a time works on its way to
  * memcached, and one on its way back; whose it is changes only while neither
  * does. Two cache lines for most packets: both ways read the first one, which
- * seldom changes; then each has its own, and needs the other's not for a get. A line
- * that goes from CPU to CPU with each packet costs more than all of the rest; and a
- * CPU fetches lines in pairs, so that what is one way's begins with a pair.
+ * seldom changes; then each has its own, and does not need the other's for a get. A
+ * line that goes from CPU to CPU with each packet costs more than all of the rest;
+ * and a CPU fetches lines in pairs, so that what is one way's begins with a pair.
  */
 enum { BMC_OWED = 32 };
 
