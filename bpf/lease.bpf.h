@@ -46,6 +46,7 @@ enum {
 	SENDERS_SHIFT = 32,
 	SENDERS_NAME = 40,
 	SENDERS_TICK = 20, /* 2^20 ns */
+	SENDERS_LINE = 8, /* cells of a cache line */
 };
 
 /*
@@ -55,7 +56,7 @@ enum {
  * byte order would want the same cells for requests that are under way at once.
  */
 struct sender {
-	__u64 name; /* in the upper bits; of all eight */
+	__u64 name; /* in the upper bits; of all SENDERS_LINE */
 	__u32 place;
 };
 
@@ -68,8 +69,9 @@ static __always_inline struct sender sender_of(const struct bmc_request *r)
 	_Static_assert(sizeof(*r) == 6 * sizeof(__u64), "six words, no holes");
 	for (int i = 0; i < 5; i++)
 		sum += hash_word(i, w[i]);
-	sender.name = hash_end(sum + hash_word(5, id / 8), sizeof(*r));
-	sender.place = sender.name / 8 * 8 + id % 8;
+	sender.name = hash_end(sum + hash_word(5, id / SENDERS_LINE), sizeof(*r));
+	sender.place =
+		sender.name / SENDERS_LINE * SENDERS_LINE + id % SENDERS_LINE;
 	return sender;
 }
 

@@ -207,7 +207,9 @@ struct {
 	__type(value, struct bmc_quarantine);
 } bmc_quarantine SEC(".maps");
 
-/* Who has asked memcached and was not answered yet: see lease.bpf.h. */
+/* Who has asked memcached and was not answered yet: see lease.bpf.h. Aligned as the
+ * index is.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

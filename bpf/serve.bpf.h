@@ -21,7 +21,7 @@ enum {
 	 */
 	HEAD_GROWTH = 192,
 	MTU_SAFE = 576,
-	SHORT_KEY = 40,
+	SHORT_KEY = 40, /* bytes, whole words */
 };
 
 /*
