@@ -5,7 +5,7 @@
 # a fill; how many requests bmc and memcached answer when they are flooded; whether TCP
 # is slower with bmc than without; what share of a mixed load is answered; how soon it
 # is when the clients were there first; how well the cache chooses what it keeps; and
-# what bmc gains end to end. README.md quotes the first three and the last two. Needs
+# what bmc gains end to end. README.md quotes the first four and the last two. Needs
 # root, three quarters of an hour, and a machine that has nothing else to do.
 #
 #   bench.sh [ROUNDS]   of the first four, instead of 5, 5, 5 and 9

@@ -2,16 +2,20 @@
 //! The command line from outside: usage, messages and exit codes. Nothing is
 //! attached, so no privileges are needed.
 
+#[path = "common/copy.rs"]
+mod copy;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+
+use copy::Copy;
 
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
@@ -183,18 +187,10 @@ fn nouns_create_nothing() {
 
 #[test]
 fn attach_and_bench_without_privileges_name_the_missing_ones() {
-    let dir = std::env::temp_dir().join(format!("bmc-cli-{}", std::process::id()));
-    fs::create_dir_all(&dir).expect("a temporary directory");
-    // Where nobody can find it. Not by this process: what another thread starts
-    // meanwhile has the copy open for writing for a moment, and nobody can run it.
-    let copy = dir.join("bmc");
-    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_bmc")).arg(&copy).status();
-    assert!(copied.is_ok_and(|copied| copied.success()), "a copy of bmc");
-    for path in [&dir, &copy] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("our own file");
-    }
+    // Where nobody can find it.
+    let copy = Copy::new("cli");
     let run = |args: &[&str]| {
-        let mut command = Command::new(&copy);
+        let mut command = Command::new(&copy.0);
         command.args(args).current_dir("/");
         if nix::unistd::geteuid().is_root() {
             command.uid(65534).gid(65534);
@@ -202,7 +198,6 @@ fn attach_and_bench_without_privileges_name_the_missing_ones() {
         command.output().expect("bmc can be run")
     };
     let outputs = [run(&["attach", "eth0"]), run(&["bench"])];
-    fs::remove_dir_all(&dir).expect("our own directory");
     for output in outputs {
         assert_eq!(output.status.code(), Some(FAILED));
         assert_eq!(

@@ -14,9 +14,7 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::TcpListener;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
@@ -32,6 +30,7 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 use serde_json::Value;
 
+use common::Copy;
 use common::Namespace;
 use common::Net;
 use common::PATIENCE;
@@ -723,31 +722,6 @@ fn what_is_wrong_with_bpffs_is_found() {
     said.expect("note", "host", "bpffs is not mounted", "mount -t bpf bpf /sys/fs/bpf");
 }
 
-/// A copy of bmc that anybody may run.
-struct Copy(PathBuf);
-
-impl Copy {
-    fn new() -> Self {
-        let dir = std::env::temp_dir().join(format!("bmc-doctor-{}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory");
-        let copy = Self(dir.join("bmc"));
-        // Not by this process: what another thread starts meanwhile has the copy open
-        // for writing for a moment, and nobody can run it.
-        let copied = Command::new("cp").arg(BMC).arg(&copy.0).status();
-        assert!(copied.is_ok_and(|copied| copied.success()), "a copy of bmc");
-        for path in [&dir, &copy.0] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("our own");
-        }
-        copy
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.0.parent().expect("it is in a directory"));
-    }
-}
-
 #[test]
 fn without_root_it_says_what_it_could_not_see() {
     if !can_run("without_root_it_says_what_it_could_not_see") {
@@ -757,7 +731,7 @@ fn without_root_it_says_what_it_could_not_see() {
     let memcached = memcached(&bed, &["-p", "11211", "-U", "11211"]);
     let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
     assert!(attach.status.success(), "{}", String::from_utf8_lossy(&attach.stderr));
-    let copy = Copy::new();
+    let copy = Copy::new("doctor");
     let mut command = bed.net.server.command("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy.0);
     let said = Said::of(command.args(["doctor", "eth0", "--json"]).current_dir("/"));

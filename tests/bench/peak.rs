@@ -24,6 +24,7 @@ use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::mem::offset_of;
 use std::net::TcpStream;
+use std::rc::Rc;
 use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
@@ -34,6 +35,7 @@ use bmc::bench::report::ratio;
 use bmc::skel::flood::FloodSkel;
 use bmc::skel::flood::FloodSkelBuilder;
 use bmc::skel::flood::types::bmc_flood;
+use common::Bmc;
 use common::Memcached;
 use common::Net;
 use common::PORT;
@@ -48,7 +50,6 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder as _;
 use load::CLIENT_CPU;
 use load::SERVER_CPU;
-use load::bmc;
 use load::ip;
 use nix::net::if_::if_nametoindex;
 use nix::sched::CloneFlags;
@@ -85,7 +86,7 @@ fn main() {
         return;
     }
     load::pin(SERVER_CPU);
-    let net = Net::new("peak-bench");
+    let net = Rc::new(Net::new("peak-bench"));
     let _memcached = Memcached::start(&net.server, &["-t", "1", "-m", "1024"]);
     load::pin(CLIENT_CPU);
     load::make_device(&net, DEVICE, [SERVER, CLIENT]);
@@ -158,41 +159,28 @@ impl Side {
 }
 
 /// What the server's end has attached, until this is dropped.
-struct Attached<'a> {
-    net: &'a Net,
-    side: Side,
+struct Attached {
+    bmc: Option<Bmc>,
     _link: Option<Link>,
 }
 
-impl<'a> Attached<'a> {
-    fn new(net: &'a Net, side: Side) -> Self {
-        let mut link = None;
+impl Attached {
+    fn new(net: &Rc<Net>, side: Side) -> Self {
         if side == Side::Bmc {
+            let device = ["--mode", "native", "--memory", "16M"];
             let ages = ["--max-age", "1h", "--unknown-ttl", "1h"];
-            bmc(
-                net,
-                &[&["attach", DEVICE, "--mode", "native", "--memory", "16M"], &ages[..]].concat(),
-            );
-        } else {
-            let attached = net.server.within(|| attach(DEVICE, side == Side::Reflector));
-            link = Some(attached.expect("a veth has XDP"));
+            let bmc = Bmc::attach_to(net, DEVICE, &[device, ages].concat());
+            return Self { bmc: Some(bmc), _link: None };
         }
-        Self { net, side, _link: link }
+        let link = net.server.within(|| attach(DEVICE, side == Side::Reflector));
+        Self { bmc: None, _link: Some(link.expect("a veth has XDP")) }
     }
 
     /// How many entries bmc has.
     fn entries(&self) -> f64 {
-        let status = load::status(self.net);
+        let status = self.bmc.as_ref().expect("bmc is attached").status();
         let classes = status["classes"].as_array().expect("it has classes");
         classes.iter().filter_map(|class| class["used"].as_f64()).sum()
-    }
-}
-
-impl Drop for Attached<'_> {
-    fn drop(&mut self) {
-        if self.side == Side::Bmc {
-            bmc(self.net, &["detach"]);
-        }
     }
 }
 

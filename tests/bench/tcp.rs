@@ -4,7 +4,7 @@
 //! One memcached (one thread, CPU 0), one veth pair, one client process (CPU 1).
 //! A round measures with bmc attached, then without it (every other round the
 //! other way round), each with connections of its own. Without bmc there is no
-//! program anywhere, and no hook is switched on; it was attached just before
+//! program on the pair, and no hook of TC is switched on; it was attached just before
 //! nevertheless, because what that does to the kernel's memory is felt for a second
 //! (by 1 to 3 %). A measurement consists of turns of a twentieth of a second; the
 //! half of them counts in which the two processes had to wait least for a CPU. Every
@@ -28,11 +28,13 @@ mod load;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
 use bmc::bench::net::attach;
 use bmc::bench::report::median;
+use common::Bmc;
 use common::Memcached;
 use common::Net;
 use common::PORT;
@@ -45,7 +47,6 @@ use load::CLIENT_CPU;
 use load::Clients;
 use load::SERVER_CPU;
 use load::SETTLED;
-use load::bmc;
 
 const KEYS: usize = 1000;
 const VALUE: &str = "a value of thirty-two bytes full";
@@ -73,7 +74,7 @@ fn main() {
         return;
     }
     load::pin(SERVER_CPU);
-    let net = Net::new("tcp-bench");
+    let net = Rc::new(Net::new("tcp-bench"));
     let _memcached = Memcached::start(&net.server, &["-t", "1"]);
     load::pin(CLIENT_CPU);
     load::make_device(&net, DEVICE, [SERVER, "10.11.20.2"]);
@@ -149,32 +150,16 @@ impl std::fmt::Display for Attached {
     }
 }
 
-/// bmc, until this is dropped.
-struct Bmc<'a>(&'a Net);
-
-impl<'a> Bmc<'a> {
-    fn attach(net: &'a Net, attached: Attached) -> Self {
-        bmc(net, &[&["attach", DEVICE], attached.arguments()].concat());
-        Self(net)
-    }
-
-    /// For each program: how often it ran since runs are counted, and the
-    /// nanoseconds of a run.
-    fn programs(&self) -> [(f64, f64); 2] {
-        let status = load::status(self.0);
-        let programs = status["programs"].as_array().expect("it lists the programs");
-        PROGRAMS.map(|name| {
-            let program = programs.iter().find(|program| program["name"] == name);
-            let number = |field| program.and_then(|program| program[field].as_f64());
-            (number("runs").expect("it counts"), number("ns_per_run").unwrap_or_default())
-        })
-    }
-}
-
-impl Drop for Bmc<'_> {
-    fn drop(&mut self) {
-        bmc(self.0, &["detach"]);
-    }
+/// For each program: how often it ran since runs are counted, and the nanoseconds of a
+/// run.
+fn programs(bmc: &Bmc) -> [(f64, f64); 2] {
+    let status = bmc.status();
+    let programs = status["programs"].as_array().expect("it lists the programs");
+    PROGRAMS.map(|name| {
+        let program = programs.iter().find(|program| program["name"] == name);
+        let number = |field| program.and_then(|program| program[field].as_f64());
+        (number("runs").expect("it counts"), number("ns_per_run").unwrap_or_default())
+    })
 }
 
 /// How a turn went, or the quieter half of the turns of a measurement.
@@ -207,7 +192,7 @@ fn scheduled(memcached: u64) -> (f64, f64) {
 
 /// One kind of load.
 struct Case<'a> {
-    net: &'a Net,
+    net: &'a Rc<Net>,
     memcached: u64,
     attached: Attached,
     connections: usize,
@@ -222,8 +207,7 @@ impl Case<'_> {
         for round in 0..rounds {
             let mut pair = [Turn::default(); 2];
             for side in [round % 2, 1 - round % 2] {
-                let bmc = Bmc::attach(self.net, self.attached);
-                let _bmc = if side == 0 { Some(bmc) } else { None };
+                let _bmc = (side == 0).then_some(self.attach());
                 thread::sleep(SETTLED);
                 pair[side] = self.measure();
             }
@@ -274,12 +258,12 @@ impl Case<'_> {
 
     /// For each program: nanoseconds a run, and runs a request.
     fn costs(&self) -> String {
-        let bmc = Bmc::attach(self.net, self.attached);
+        let bmc = self.attach();
         let mut clients = self.open();
         clients.run(TURN);
         let counting = Counting::start();
         let (batches, _) = clients.run(5 * TURN);
-        let programs = bmc.programs();
+        let programs = programs(&bmc);
         drop(counting);
         let requests = (batches * self.depth as u64) as f64;
         programs
@@ -288,6 +272,10 @@ impl Case<'_> {
                 share => format!("{ns:>5} x{share:<5.3}"),
             })
             .join(" ")
+    }
+
+    fn attach(&self) -> Bmc {
+        Bmc::attach_to(self.net, DEVICE, self.attached.arguments())
     }
 
     fn open(&self) -> Clients<'_> {

@@ -38,8 +38,13 @@ pub struct Bmc {
 impl Bmc {
     /// Attaches to the server's device.
     pub fn attach(net: &Rc<Net>, args: &[&str]) -> Self {
+        Self::attach_to(net, Net::DEVICE, args)
+    }
+
+    /// The same for another device.
+    pub fn attach_to(net: &Rc<Net>, device: &str, args: &[&str]) -> Self {
         let bmc = Self { net: Rc::clone(net) };
-        bmc.run(&[&["attach", Net::DEVICE], args].concat());
+        bmc.run(&[&["attach", device], args].concat());
         bmc
     }
 
@@ -55,7 +60,16 @@ impl Bmc {
 
     /// `bmc stats --json`.
     pub fn stats(&self) -> Value {
-        let text = self.run(&["stats", "--json"]);
+        self.json("stats")
+    }
+
+    /// `bmc status --json`.
+    pub fn status(&self) -> Value {
+        self.json("status")
+    }
+
+    fn json(&self, noun: &str) -> Value {
+        let text = self.run(&[noun, "--json"]);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 

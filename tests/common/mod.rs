@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses its own part")]
 
 mod bmc;
+mod copy;
 mod memcached;
 mod net;
 mod process;
@@ -16,6 +17,7 @@ pub use bmc::COUNTERS;
 pub use bmc::PINS;
 pub use bmc::pins;
 pub use bmc::total;
+pub(crate) use copy::Copy;
 pub use memcached::Impostor;
 pub use memcached::Item;
 pub use memcached::Memcached;

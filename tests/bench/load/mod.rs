@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! What the benchmarks with a real memcached share: the machine they ran on, devices
-//! of their own with bmc on them, and clients that cost little.
+//! of their own, and clients that cost little.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each benchmark uses its own part")]
 
 mod closed;
@@ -22,7 +22,6 @@ use std::process::Command;
 use bmc::bench::net;
 use bmc::bench::report::Machine;
 use bmc::memcached::version;
-use serde_json::Value;
 
 use crate::common::Namespace;
 use crate::common::Net;
@@ -60,17 +59,6 @@ pub fn make_device(net: &Net, device: &str, addresses: [&str; 2]) {
         ip(&format!("-n {namespace} address add {address}/24 dev {device}"));
         ip(&format!("-n {namespace} link set {device} up"));
     }
-}
-
-/// What `bmc` says, run where memcached is.
-pub fn bmc(net: &Net, args: &[&str]) -> String {
-    let mut command = net.server.command(env!("CARGO_BIN_EXE_bmc"));
-    run(command.args(["--instance", net.instance()]).args(args))
-}
-
-/// `bmc status --json`.
-pub fn status(net: &Net) -> Value {
-    serde_json::from_str(&bmc(net, &["status", "--json"])).expect("it is JSON")
 }
 
 /// A key of 16 bytes.
