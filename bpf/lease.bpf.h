@@ -317,28 +317,24 @@ static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
  * come. Without, it is applied within `lag` ns from now, and nobody will tell.
  *
  * Returns the words as they are owed, and OWED_SOLE if no other write can be on
- * its way: none was counted, and if one was not, it moved the word either after
- * it is read first, which the addition tells, or before, and then its
- * quarantine is there.
+ * its way: none was counted, and if one was not, it moved the word either later,
+ * which the word will tell, or before, and then its quarantine is there.
  */
 __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
 {
-	__u64 now = bpf_ktime_get_coarse_ns(), word, old, until;
+	__u64 now = bpf_ktime_get_coarse_ns(), old;
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 	struct bmc_bucket *b = cache_bucket(hash);
 	struct bmc_global *g = cache_global();
 
 	if (!b || !q || !g)
 		return 0;
-	word = read_to_write(&b->word);
-	smp_rmb();
-	until = READ_ONCE(q->until);
 	if (!pending)
 		quarantine_raise(&q->until, now + lag);
 	old = __sync_fetch_and_add(&b->word,
 				   pending ? BMC_GEN + BMC_PEND : BMC_GEN);
 	bucket_forget(b, hash);
-	if (old != word || !is_clean(word) || now < until ||
+	if (!is_clean(old) || now < READ_ONCE(q->until) ||
 	    now < READ_ONCE(g->quarantine))
 		return 0;
 	return OWED_SOLE | owed_words(old + BMC_GEN, g) << OWED_WORDS;

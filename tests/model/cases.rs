@@ -446,7 +446,7 @@ fn the_number_of_a_slot_is_needed() {
 #[test]
 fn a_record_must_be_exact_or_a_lower_bound() {
     let (sooner, later) = (until(A, 1), until(B, 4));
-    fails("OUTLIVES", gets(1), &[sooner, later], &[May::Mute(A)], &[Without::WordOfSole]);
+    fails("OUTLIVES", gets(1), &[sooner, later], &[May::Mute(A)], &[Without::OrderOfSole]);
     fails("OUTLIVES", gets(1), &[sooner, later], &[], &[Without::WordsOfEnd]);
     fails("OUTLIVES", gets(1), &[sooner, later], &[], &[Without::EraseOfEnd]);
     fails("OUTLIVES", gets(1), &[sooner, until(B, 2)], &[May::Mute(A)], &[Without::AtomicLess]);

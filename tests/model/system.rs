@@ -163,9 +163,8 @@ pub(crate) enum Without {
     LeaseRequest,
     /// `lease_return()`: the lease is taken back before `sender_answer()`
     LeaseBeforeAnswer,
-    /// `write_begin()`: a write is sole if the word has not moved since before
-    /// it looked at the quarantine
-    WordOfSole,
+    /// `write_begin()`: looks at the quarantine after it has moved the word
+    OrderOfSole,
     /// `write_end()`: the record is exact if the word has not moved since
     WordsOfEnd,
     /// `write_end()`: erases the record if its CAS fails
@@ -242,12 +241,13 @@ struct Reader {
 enum WriteAt {
     #[default]
     Idle,
-    /// With expiry: what `OWED_SOLE` needs is loaded one by one.
-    LoadsQuarantine,
-    Begins,
+    /// Without [`Without::OrderOfSole`]
+    BeginsLate,
     Quarantined,
     QuarantinedAll,
     Bumped(u8),
+    /// With expiry: what `OWED_SOLE` needs is loaded one by one.
+    Looks,
     LooksAgain,
     Records,
     StoresLess,

@@ -503,22 +503,20 @@ impl System {
                     || self
                         .before(write)
                         .any(|earlier| s.writers[earlier].at < WriteAt::GoesOn) => {}
-            WriteAt::Idle if spec.end > 0 => steps.go("write_begin: loads W", |n| {
-                n.writers[write].word = n.word;
-                n.writers[write].at = WriteAt::LoadsQuarantine;
-            }),
-            WriteAt::Idle => {
+            WriteAt::Idle if spec.end > 0 && self.without(Without::OrderOfSole) => {
+                steps.go("write_begin: loads the quarantine", |n| {
+                    n.writers[write].sole = !n.quarantine;
+                    n.writers[write].at = WriteAt::BeginsLate;
+                });
+            }
+            WriteAt::Idle | WriteAt::BeginsLate => {
                 let (what, begun) = self.write_begin(s, write);
                 steps.go(what, |n| *n = begun);
             }
-            WriteAt::LoadsQuarantine => steps.go("write_begin: loads the quarantine", |n| {
-                n.writers[write].sole = !n.quarantine;
-                n.writers[write].at = WriteAt::Begins;
+            WriteAt::Looks => steps.go("write_begin: loads the quarantine", |n| {
+                n.writers[write].sole &= self.without(Without::OrderOfSole) || !n.quarantine;
+                n.writers[write].at = WriteAt::LooksAgain;
             }),
-            WriteAt::Begins => {
-                let (what, begun) = self.write_begin(s, write);
-                steps.go(what, |n| *n = begun);
-            }
             WriteAt::LooksAgain => steps.go("write_begin: loads G's quarantine", |n| {
                 n.writers[write].sole &= !n.quarantine_all;
                 n.writers[write].epoch = n.epoch;
@@ -717,11 +715,10 @@ impl System {
         }
     }
 
-    /// Moves W; the write is sole if nobody else has meanwhile.
+    /// Moves W; the write may be sole if nobody else's is under way.
     fn bump(&self, n: &mut State, write: usize, by: u8) {
         let w = &mut n.writers[write];
-        let moved = !is_same(n.word, w.word) && !self.without(Without::WordOfSole);
-        w.sole &= is_clean(n.word) && !moved;
+        w.sole = is_clean(n.word) && (w.sole || !self.without(Without::OrderOfSole));
         n.word += by;
         if self.expires() {
             w.word = n.word & !(GEN - 1);
@@ -750,7 +747,7 @@ impl System {
         if (way as usize) < self.keys() && !self.without(Without::Forget) {
             WriteAt::Bumped(way)
         } else if self.writes[write].end > 0 {
-            WriteAt::LooksAgain
+            WriteAt::Looks
         } else {
             WriteAt::GoesOn
         }
