@@ -8,7 +8,7 @@
 # what bmc gains end to end. README.md quotes the first four and the last two. Needs
 # root, three quarters of an hour, and a machine that has nothing else to do.
 #
-#   bench.sh [ROUNDS]   of the first four, instead of 5, 5, 5 and 9
+#   bench.sh [ROUNDS]   of the first four, instead of 5, 5, 5 and 2
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/need.sh

@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Whether bmc slows down what comes over TCP, which it only watches.
 //!
-//! One memcached (one thread, CPU 0), one veth pair, one client process (CPU 1).
-//! A round measures with bmc attached, then without it (every other round the
-//! other way round), each with connections of its own. Without bmc there is no
-//! program on the pair, and no hook of TC is switched on; it was attached just before
-//! nevertheless, because what that does to the kernel's memory is felt for a second
-//! (by 1 to 3 %). A measurement consists of turns of a twentieth of a second; the
-//! half of them counts in which the two processes had to wait least for a CPU. Every
-//! byte of every reply is checked. What a run of a program takes is measured apart,
-//! because the kernel's count of it costs time itself, some 45 to 75 ns.
+//! One memcached (one thread, CPU 0), two veth pairs to it, one client process (CPU 1).
+//! bmc is attached to one pair; the same requests go over both by turns of a twentieth
+//! of a second, the order changing each time, so that what the machine does meanwhile
+//! is felt by both. Then bmc is attached to the other pair, and all of it is done again:
+//! what one pair has of its own counts once for bmc and once against it. After each
+//! attach the kernel is given time: what it does to its memory is felt for a second (by
+//! 1 to 3 %), on both pairs. `none` attaches nothing, and shows what the measurement
+//! itself is good for. Every byte of every reply is checked. What a run of a program
+//! takes is measured apart, because the kernel's count of it costs time itself, some
+//! 45 to 75 ns.
 //!
 //! On veth a frame is received by the CPU that sent it. So `bmc_rx_tc` adds to the
 //! client's work and `bmc_tx` to memcached's; the last columns say how much more (or
 //! less) CPU time both took together for a request, how long each program ran and how
 //! often for a request.
 //!
-//! `cargo bench --bench tcp [-- ROUNDS] [tc|native|other]`; needs root. `other` is bmc
-//! that serves another port: what the kernel's hooks cost by themselves. For `native`
-//! the client's end of the pair has an XDP program, with bmc and without.
+//! `cargo bench --bench tcp [-- ROUNDS] [tc|native|other|none]`; needs root. `other` is
+//! bmc that serves another port: what the kernel's hooks cost by themselves. For `native`
+//! the client's ends have an XDP program, with bmc and without.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -51,23 +52,25 @@ use load::SETTLED;
 const KEYS: usize = 1000;
 const VALUE: &str = "a value of thirty-two bytes full";
 const TURN: Duration = Duration::from_millis(50);
-/// Turns of a measurement.
-const TURNS: usize = 20;
+/// Turns of each side, every time that bmc is attached.
+const TURNS: usize = 80;
 const PROGRAMS: [&str; 2] = ["bmc_rx_tc", "bmc_tx"];
-/// A veth pair of its own, by the name that both ends have.
-const DEVICE: &str = "tcp0";
-const SERVER: &str = "10.11.20.1";
+/// Two veth pairs, by the names that both ends have, with the server's address and the
+/// client's.
+const PAIRS: [(&str, [&str; 2]); 2] =
+    [("tcp0", ["10.11.20.1", "10.11.20.2"]), ("tcp1", ["10.11.21.1", "10.11.21.2"])];
 
 fn main() {
-    let mut rounds = 9;
+    let mut rounds = 2;
     let mut attached = Attached::Tc;
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
             "tc" => attached = Attached::Tc,
             "native" => attached = Attached::Native,
             "other" => attached = Attached::Other,
+            "none" => attached = Attached::None,
             // cargo adds --bench.
-            _ => rounds = arg.parse().unwrap_or(rounds),
+            _ => rounds = arg.parse().unwrap_or(rounds).max(1),
         }
     }
     if !can_run("tcp") {
@@ -77,9 +80,12 @@ fn main() {
     let net = Rc::new(Net::new("tcp-bench"));
     let _memcached = Memcached::start(&net.server, &["-t", "1"]);
     load::pin(CLIENT_CPU);
-    load::make_device(&net, DEVICE, [SERVER, "10.11.20.2"]);
-    let _pass = matches!(attached, Attached::Native)
-        .then(|| net.client.within(|| attach(DEVICE, false)).expect("a veth has XDP"));
+    for (device, addresses) in PAIRS {
+        load::make_device(&net, device, addresses);
+    }
+    let pass = |device| net.client.within(|| attach(device, false)).expect("a veth has XDP");
+    let is_native = matches!(attached, Attached::Native);
+    let _passes = is_native.then(|| PAIRS.map(|(device, _)| pass(device)));
     let mut tcp = Tcp::connect(&net.client, Net::SERVER4);
     for i in 0..KEYS {
         tcp.set(&load::key(i), 0, VALUE.as_bytes());
@@ -88,16 +94,16 @@ fn main() {
 
     load::print_machine();
     print_features(&net);
-    println!("{attached}, {rounds} rounds; thousands of requests a second, medians of rounds");
+    println!("{attached}, {rounds} rounds; thousands of requests a second");
     println!(
-        "{:>4} {:>5} {:>5}  {:>6} {:>7}  {:>5} {:>11} {:>4} {:>8}  {:>12} {:>12}",
+        "{:>4} {:>5} {:>5}  {:>6} {:>7}  {:>5} {:>11} {:>4} {:>6}  {:>12} {:>12}",
         "sets",
         "conns",
         "depth",
         "with",
         "without",
         "ratio",
-        "quartiles",
+        "rounds",
         "wait",
         "CPU ns",
         "rx_tc ns",
@@ -108,8 +114,7 @@ fn main() {
             for depth in [1, 16] {
                 let batches = load::batches(KEYS, VALUE, sets, depth);
                 let case = Case { net: &net, memcached, attached, connections, batches, depth };
-                let compared = case.compare(rounds);
-                println!("{sets:>3}% {connections:>5} {depth:>5}  {compared}  {}", case.costs());
+                println!("{sets:>3}% {connections:>5} {depth:>5}  {}", case.compare(rounds));
             }
         }
     }
@@ -117,8 +122,9 @@ fn main() {
 
 /// What the devices join and split.
 fn print_features(net: &Net) {
+    let (device, _) = PAIRS[0];
     for (end, namespace) in [("server", &net.server), ("client", &net.client)] {
-        let features = run(namespace.command("ethtool").args(["-k", DEVICE]));
+        let features = run(namespace.command("ethtool").args(["-k", device]));
         let shown = ["tcp-segmentation-offload", "generic-receive-offload", "tx-checksumming"]
             .map(|name| features.lines().find(|line| line.starts_with(name)).unwrap_or(name));
         println!("{end}'s end: {}", shown.join(", "));
@@ -132,21 +138,27 @@ enum Attached {
     Native,
     /// For a port that nobody uses.
     Other,
+    /// Not at all.
+    None,
 }
 
 impl Attached {
-    fn arguments(self) -> &'static [&'static str] {
+    fn arguments(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::Tc => &["--mode", "tc"],
-            Self::Native => &["--mode", "native"],
-            Self::Other => &["--mode", "tc", "--port", "1"],
+            Self::Tc => Some(&["--mode", "tc"]),
+            Self::Native => Some(&["--mode", "native"]),
+            Self::Other => Some(&["--mode", "tc", "--port", "1"]),
+            Self::None => None,
         }
     }
 }
 
 impl std::fmt::Display for Attached {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "bmc {}", self.arguments().join(" "))
+        match self.arguments() {
+            Some(arguments) => write!(f, "bmc {}", arguments.join(" ")),
+            None => f.write_str("no bmc"),
+        }
     }
 }
 
@@ -162,7 +174,7 @@ fn programs(bmc: &Bmc) -> [(f64, f64); 2] {
     })
 }
 
-/// How a turn went, or the quieter half of the turns of a measurement.
+/// How turns went.
 #[derive(Clone, Copy, Debug, Default)]
 struct Turn {
     /// Thousands of requests a second.
@@ -171,6 +183,27 @@ struct Turn {
     cpu: f64,
     /// How long they waited for a CPU, as a share of the time.
     waited: f64,
+}
+
+impl Turn {
+    /// Medians.
+    fn of(turns: &[Self]) -> Self {
+        let of = |value: fn(&Self) -> f64| median(turns.iter().map(value));
+        Self {
+            rate: of(|turn| turn.rate),
+            cpu: of(|turn| turn.cpu),
+            waited: of(|turn| turn.waited),
+        }
+    }
+}
+
+/// With bmc and without it, at the same time.
+#[derive(Clone, Copy, Debug)]
+struct Both {
+    with: Turn,
+    without: Turn,
+    /// Of the rates: the median of the turns' own.
+    ratio: f64,
 }
 
 /// Nanoseconds that memcached and this process ran and waited for a CPU.
@@ -201,45 +234,56 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Throughput with bmc, without it, and how they compare.
+    /// Throughput with bmc, without it, and how they compare; what the programs cost.
     fn compare(&self, rounds: usize) -> String {
-        let mut pairs = vec![];
-        for round in 0..rounds {
-            let mut pair = [Turn::default(); 2];
-            for side in [round % 2, 1 - round % 2] {
-                let _bmc = (side == 0).then_some(self.attach());
-                thread::sleep(SETTLED);
-                pair[side] = self.measure();
-            }
-            pairs.push(pair);
+        let mut all = vec![];
+        let mut ratios = vec![];
+        let mut costs = String::new();
+        for _ in 0..rounds {
+            let crossed = [0, 1].map(|pair| {
+                let both;
+                (both, costs) = self.measure(pair);
+                both
+            });
+            // What is of the pairs, not of bmc, cancels out.
+            ratios.push((crossed[0].ratio * crossed[1].ratio).sqrt());
+            all.extend(crossed);
         }
-        let of = |value: &dyn Fn(&[Turn; 2]) -> f64| median(pairs.iter().map(value));
-        let mut ratios: Vec<_> = pairs.iter().map(|pair| pair[0].rate / pair[1].rate).collect();
-        ratios.sort_by(f64::total_cmp);
+        let of = |value: &dyn Fn(&Both) -> f64| median(all.iter().map(value));
+        let ratio = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / rounds as f64;
         format!(
-            "{:>6.1} {:>7.1}  {:>5.3} {:>5.3}-{:<5.3} {:>3.0}% {:>+8.0}",
-            of(&|pair| pair[0].rate),
-            of(&|pair| pair[1].rate),
-            ratios[rounds / 2],
-            ratios[rounds / 4],
-            ratios[rounds * 3 / 4],
-            of(&|pair| (pair[0].waited + pair[1].waited) * 50.0),
-            of(&|pair| pair[0].cpu - pair[1].cpu),
+            "{:>6.1} {:>7.1}  {:>5.3} {:>5.3}-{:<5.3} {:>3.0}% {:>+6.0}  {costs}",
+            of(&|both| both.with.rate),
+            of(&|both| both.without.rate),
+            ratio.exp(),
+            ratios.iter().copied().fold(f64::INFINITY, f64::min),
+            ratios.iter().copied().fold(0.0, f64::max),
+            of(&|both| (both.with.waited + both.without.waited) * 50.0),
+            of(&|both| both.with.cpu - both.without.cpu),
         )
     }
 
-    fn measure(&self) -> Turn {
-        let mut clients = self.open();
-        clients.run(TURN);
-        let mut turns: Vec<_> = (0..TURNS).map(|_| self.turn(&mut clients)).collect();
-        turns.sort_by(|a, b| a.waited.total_cmp(&b.waited));
-        turns.truncate(TURNS / 2);
-        let of = |value: fn(&Turn) -> f64| median(turns.iter().map(value));
-        Turn {
-            rate: of(|turn| turn.rate),
-            cpu: of(|turn| turn.cpu),
-            waited: of(|turn| turn.waited),
+    /// Attaches bmc to one pair, and compares it with the other.
+    fn measure(&self, pair: usize) -> (Both, String) {
+        let (device, _) = PAIRS[pair];
+        let arguments = self.attached.arguments();
+        let bmc = arguments.map(|arguments| Bmc::attach_to(self.net, device, arguments));
+        thread::sleep(2 * SETTLED);
+        let mut sides = [pair, 1 - pair].map(|pair| self.open(pair));
+        for side in &mut sides {
+            side.run(TURN);
         }
+        let mut turns = [vec![], vec![]];
+        for turn in 0..TURNS {
+            for side in [turn % 2, 1 - turn % 2] {
+                turns[side].push(self.turn(&mut sides[side]));
+            }
+        }
+        let ratios = turns[0].iter().zip(&turns[1]).map(|(with, without)| with.rate / without.rate);
+        let [with, without] = [&turns[0], &turns[1]].map(|turns| Turn::of(turns));
+        let both = Both { with, without, ratio: median(ratios) };
+        let costs = bmc.map_or_else(String::new, |bmc| self.costs(&bmc, &mut sides[0]));
+        (both, costs)
     }
 
     /// Lets the clients run.
@@ -257,13 +301,10 @@ impl Case<'_> {
     }
 
     /// For each program: nanoseconds a run, and runs a request.
-    fn costs(&self) -> String {
-        let bmc = self.attach();
-        let mut clients = self.open();
-        clients.run(TURN);
+    fn costs(&self, bmc: &Bmc, clients: &mut Clients<'_>) -> String {
         let counting = Counting::start();
         let (batches, _) = clients.run(5 * TURN);
-        let programs = programs(&bmc);
+        let programs = programs(bmc);
         drop(counting);
         let requests = (batches * self.depth as u64) as f64;
         programs
@@ -274,12 +315,10 @@ impl Case<'_> {
             .join(" ")
     }
 
-    fn attach(&self) -> Bmc {
-        Bmc::attach_to(self.net, DEVICE, self.attached.arguments())
-    }
-
-    fn open(&self) -> Clients<'_> {
-        let server = SocketAddr::new(SERVER.parse().expect("it is an address"), PORT);
+    /// Connections over one pair.
+    fn open(&self, pair: usize) -> Clients<'_> {
+        let (_, [server, _]) = PAIRS[pair];
+        let server = SocketAddr::new(server.parse().expect("it is an address"), PORT);
         Clients::open(&self.net.client, server, self.connections, &self.batches)
     }
 }
