@@ -299,10 +299,12 @@ static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
 	if (!g)
 		return;
 	if (c->exptime > 0) {
-		/* memcached's clock lags likewise: see expiry_life(). */
+		/* A second early, as memcached does; its clock lags likewise:
+		 * see expiry_life().
+		 */
 		WRITE_ONCE(g->due[1], READ_ONCE(g->due[0]));
 		WRITE_ONCE(g->due[0],
-			   (expiry_second(c->exptime) + CLOCK_LAG) * SECOND);
+			   (expiry_second(c->exptime) + CLOCK_LAG - 1) * SECOND);
 	}
 	flush_all(st, bpf_ktime_get_coarse_ns() + lag);
 }

@@ -126,6 +126,10 @@ pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
     for target in &targets {
         staging.place(target)?;
     }
+    if !goes_on {
+        // From here on they come by.
+        staging.expect(memcached::pending_flushes(&args.interfaces, &args.ports())?)?;
+    }
     staging.commit(!goes_on)
 }
 
@@ -630,6 +634,21 @@ impl<'a> Staging<'a> {
             old.dir.idle()?;
         }
         instance::set_idle(&self.dir.map("global")?)
+    }
+
+    /// What was ordered of memcached before: delayed `flush_all`s.
+    fn expect(&self, mut flushes: Vec<u64>) -> Result<()> {
+        let most = instance::FLUSHES_MAX;
+        if let Some(more) = flushes.len().checked_sub(most + 1) {
+            flushes.sort_unstable();
+            let wait = flushes[more].saturating_sub(system::uptime()?) + 3;
+            bail!(
+                "{} memcacheds have a delayed flush_all before them, and bmc keeps {most} in mind \
+                 (try again in {wait} s)",
+                flushes.len()
+            );
+        }
+        instance::set_due(&self.dir.map("global")?, &flushes)
     }
 
     fn place(&mut self, target: &Target) -> Result<()> {

@@ -408,6 +408,21 @@ pub fn set_idle(global: &MapHandle) -> Result<()> {
         .context("cannot let the cache idle")
 }
 
+/// How many delayed `flush_all`s a cache can keep in mind.
+pub const FLUSHES_MAX: usize = 2;
+
+/// Has a cache keep in mind when delayed `flush_all`s take effect, in seconds of
+/// `CLOCK_MONOTONIC`; no more than [`FLUSHES_MAX`]. The last place first: the first one is
+/// for those that come by.
+pub fn set_due(global: &MapHandle, seconds: &[u64]) -> Result<()> {
+    let due = std::mem::offset_of!(bmc_global, due);
+    for (place, second) in (0..FLUSHES_MAX).rev().zip(seconds) {
+        kernel::store(global, due + place * size_of::<u64>(), second * 1_000_000_000)
+            .context("cannot tell the cache of a flush_all")?;
+    }
+    Ok(())
+}
+
 /// Forgets every entry, and ends idling.
 pub fn flush(dir: &Dir) -> Result<()> {
     let flush = dir.program("flush")?;

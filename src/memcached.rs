@@ -30,6 +30,7 @@ use nix::ifaddrs::getifaddrs;
 
 use self::binary::Packet;
 use crate::message;
+use crate::system;
 
 /// For each step of a conversation with this very machine.
 const LIMIT: Duration = Duration::from_millis(300);
@@ -135,12 +136,8 @@ mod binary {
 /// Asks whoever listens on these ports of the interfaces and of the loopback.
 /// Fails if bmc would serve old values, and tells what makes it useless.
 pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
-    let addresses: Vec<_> = ports
-        .iter()
-        .flat_map(|port| addresses(interfaces).into_iter().map(move |addr| with_port(addr, *port)))
-        .collect();
     let mut problems = Vec::new();
-    for (at, heard) in ask_all(&addresses, Topic::Settings) {
+    for (at, heard) in ask_all(&all_addresses(interfaces, ports), Topic::Settings) {
         for problem in heard.problems(ports) {
             let same = |(other, known): &(SocketAddr, Problem)| {
                 (other.port(), known) == (at.port(), &problem)
@@ -157,6 +154,44 @@ pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
         message::tell(&problem.message(at));
     }
     Ok(())
+}
+
+/// memcached counts seconds from so long before its start (`ITEM_UPDATE_INTERVAL`).
+const BEFORE_START: i64 = 60;
+
+/// The delayed `flush_all`s that are still ahead of whoever listens on these ports of the
+/// interfaces and of the loopback: each memcached knows of one. In seconds of
+/// `CLOCK_MONOTONIC`, up to two too early or too late, as memcached's clock lags.
+///
+/// Fails if the clock cannot be read.
+pub fn pending_flushes(interfaces: &[String], ports: &[u16]) -> Result<Vec<u64>> {
+    let heard = ask_all(&all_addresses(interfaces, ports), Topic::Settings);
+    let number = |stats: &BTreeMap<String, String>, name| stats.get(name)?.parse::<i64>().ok();
+    let flushed: BTreeMap<_, _> = heard
+        .into_iter()
+        .filter_map(|(at, heard)| match heard {
+            Heard::Stats(stats) => Some((at, number(&stats, "oldest").filter(|time| *time > 0)?)),
+            _ => None,
+        })
+        .collect();
+    let addresses: Vec<_> = flushed.keys().copied().collect();
+    let now = system::uptime()?;
+    let mut pending = BTreeMap::new();
+    for (at, heard) in ask_all(&addresses, Topic::Counters) {
+        let Heard::Stats(stats) = heard else { continue };
+        let Some(uptime) = number(&stats, "uptime") else { continue };
+        let left = flushed[&at] - (uptime + BEFORE_START);
+        if left > 0 {
+            // One process may be found at several addresses.
+            pending.insert(number(&stats, "pid"), now.saturating_add_signed(left));
+        }
+    }
+    Ok(pending.into_values().collect())
+}
+
+fn all_addresses(interfaces: &[String], ports: &[u16]) -> Vec<SocketAddr> {
+    let addresses = addresses(interfaces);
+    ports.iter().flat_map(|port| addresses.iter().map(|addr| with_port(*addr, *port))).collect()
 }
 
 /// The addresses of interfaces and the loopback, in this order. Not the link-local

@@ -40,6 +40,12 @@ pub fn tick() -> Result<Duration> {
     Ok(tick.into())
 }
 
+/// Whole seconds of the monotonic clock, by which the programs go.
+pub fn uptime() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot ask for the time")?;
+    Ok(u64::try_from(now.tv_sec())?)
+}
+
 /// The time of day, in seconds since 1970, when the monotonic clock was zero.
 pub fn wall_clock() -> Result<u64> {
     ahead(ClockId::CLOCK_REALTIME, ClockId::CLOCK_MONOTONIC)

@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
@@ -712,6 +713,42 @@ fn ask_for_generations(
             break;
         }
     }
+}
+
+#[test]
+fn keeps_in_mind_a_flush_all_that_was_ordered_before_the_attach() {
+    const DELAY: Duration = Duration::from_secs(12);
+    let name = "keeps_in_mind_a_flush_all_that_was_ordered_before_the_attach";
+    if !can_run(name) {
+        return;
+    }
+    let net = Rc::new(Net::new(name));
+    let _memcached = Memcached::start(&net.server, &["-t", "2"]);
+    let ordered = Instant::now();
+    let mut tcp = Tcp::connect(&net.client, Net::SERVER4);
+    assert_eq!(tcp.command(&format!("flush_all {}", DELAY.as_secs())), "OK");
+    let bmc = Bmc::attach(&net, LASTING);
+    let mut tcp = Tcp::connect(&net.client, Net::SERVER4);
+    let mut udp = Udp::connect(&net.client, Net::SERVER4);
+    tcp.set("key", 0, b"flushed");
+    let cached = || {
+        let reply = udp.get("key");
+        assert!(reply.text.starts_with(b"VALUE"), "{}", reply.text.escape_ascii());
+        bmc.total("hits") > 0
+    };
+    assert!(eventually(DELAY / 2, cached), "{}", bmc.stats());
+    // memcached's clock may lag, by which it is early or late.
+    thread::sleep((DELAY + Duration::from_secs(1)).saturating_sub(ordered.elapsed()));
+    assert_eq!(tcp.get("key"), b"END\r\n");
+    assert_eq!(udp.get("key").text, b"END\r\n", "{}", bmc.stats());
+    // What comes later is cached again.
+    tcp.set("key", 0, b"later");
+    let hits = bmc.total("hits");
+    let cached = || {
+        assert!(udp.get("key").text.starts_with(b"VALUE key 0 5"));
+        bmc.total("hits") > hits
+    };
+    assert!(eventually(PATIENCE, cached), "{}", bmc.stats());
 }
 
 #[test]
