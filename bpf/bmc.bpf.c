@@ -180,7 +180,8 @@ int bmc_flush(void *ctx)
 		return 1;
 	WRITE_ONCE(g->since, now);
 	flush_all(st, now + BMC_APPLY_NS);
-	/* The end of idling too. */
-	WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
+	/* The end of idling too, but of no other quarantine. */
+	if (READ_ONCE(g->quarantine) == ~0ULL)
+		WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
 	return 0;
 }

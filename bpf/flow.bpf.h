@@ -291,22 +291,37 @@ __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 wh
 	return 0;
 }
 
+/*
+ * Notes when a delayed flush_all takes effect: each memcached waits for one. The one
+ * that finds no room any more is returned, else one that is over. Before the word of
+ * the cache is moved: who looks meanwhile may find it nowhere.
+ */
+static __always_inline __u64 due_put(struct bmc_global *g, __u64 due, __u64 now)
+{
+	for (int i = 0; i < 2 && due + CLOCK_LAG * SECOND >= now; i++)
+		due = __sync_lock_test_and_set(&g->due[i], due);
+	return due;
+}
+
 static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
 				       const struct command *c)
 {
+	__u64 now = bpf_ktime_get_coarse_ns(), until = now + lag, over = 0;
 	struct bmc_global *g = cache_global();
 
 	if (!g)
 		return;
-	if (c->exptime > 0) {
-		/* A second early, as memcached does; its clock lags likewise:
-		 * see expiry_life().
-		 */
-		WRITE_ONCE(g->due[1], READ_ONCE(g->due[0]));
-		WRITE_ONCE(g->due[0],
-			   (expiry_second(c->exptime) + CLOCK_LAG - 1) * SECOND);
-	}
-	flush_all(st, bpf_ktime_get_coarse_ns() + lag);
+	/* memcached does it a second early; its clock lags likewise: see
+	 * expiry_life().
+	 */
+	if (c->exptime > 0)
+		over = due_put(g,
+			       (expiry_second(c->exptime) + CLOCK_LAG - 1) *
+				       SECOND,
+			       now) +
+		       (CLOCK_LAG + 1) * SECOND;
+	/* Until one that found no room is over, nothing is cached. */
+	flush_all(st, over > until ? over : until);
 }
 
 /* The next command in the window. Returns 1 after the last, for bpf_loop(). */

@@ -14,6 +14,7 @@ use crate::packet::value;
 use crate::packet::values;
 use crate::scene::KEY_DATA;
 use crate::scene::LEASED;
+use crate::scene::QUARANTINED;
 use crate::scene::Scene;
 use crate::scene::v4;
 
@@ -237,6 +238,30 @@ fn a_delayed_flush_all_ends_entries_before_it() {
     check_life(&scene, "when it is due", "key", Life::None);
     until(8);
     check_life(&scene, "after it", "key", Full);
+}
+
+#[test]
+fn nothing_is_cached_before_a_delayed_flush_all_that_finds_no_room() {
+    let Some(scene) = load() else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    let start = Instant::now();
+    // Of three memcacheds, for what bmc knows.
+    for delay in [3, 30, 50] {
+        tcp.exchange(format!("flush_all {delay}\r\n"), "OK\r\n");
+    }
+    for after in [1500, 3500] {
+        sleep(Duration::from_millis(after).saturating_sub(start.elapsed()));
+        scene.passes("before one is over", &v4().get(scene.id(), &["key"]), QUARANTINED);
+        // Nor does the tool's flush end that.
+        scene.bmc.flush();
+    }
+    sleep(Duration::from_millis(6500).saturating_sub(start.elapsed()));
+    tcp.exchange("set key 0 0 1\r\nx\r\n", "STORED\r\n");
+    scene.fill(&v4(), "key", 0, KEY_DATA);
+    let life = scene.bmc.life(b"key").unwrap();
+    assert!((17..=21).contains(&life.as_secs()), "up to the second one: {life:?}");
 }
 
 #[test]
