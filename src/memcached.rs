@@ -165,7 +165,10 @@ const BEFORE_START: i64 = 60;
 ///
 /// Fails if the clock cannot be read.
 pub fn pending_flushes(interfaces: &[String], ports: &[u16]) -> Result<Vec<u64>> {
-    let heard = ask_all(&all_addresses(interfaces, ports), Topic::Settings);
+    // Of one without TCP nothing is cached; and bmc counts datagrams by now.
+    let mut addresses = all_addresses(interfaces, ports);
+    addresses.retain(|at| TcpStream::connect_timeout(at, LIMIT).is_ok());
+    let heard = ask_all(&addresses, Topic::Settings);
     let number = |stats: &BTreeMap<String, String>, name| stats.get(name)?.parse::<i64>().ok();
     let flushed: BTreeMap<_, _> = heard
         .into_iter()
