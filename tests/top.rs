@@ -542,6 +542,8 @@ fn of_a_get_with_several_keys_the_last_stands_for_it() {
 #[test]
 fn prints_lines_and_objects_where_there_is_no_terminal() {
     let Some(bed) = Bed::new("top-lines") else { return };
+    // Nothing is cached in the first second.
+    assert!(eventually(PATIENCE, || bed.bmc.total("hits") > 0), "{}", bed.bmc.stats());
     let top = |args: &[&str]| bed.bmc.run(&[&["top", "--interval", "1"], args].concat());
     let number = |text: &str| text.replace(',', "").parse::<f64>().expect("a number");
 
