@@ -201,7 +201,7 @@ __noinline __u64 expiry_life(__u64 hash, __u64 epoch)
 		if (life > end - now)
 			life = end - now;
 	}
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < BMC_DUES; i++) {
 		__u64 due = READ_ONCE(g->due[i]);
 
 		if (!due || now > due + CLOCK_LAG * SECOND)

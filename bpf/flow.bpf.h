@@ -298,7 +298,7 @@ __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 wh
  */
 static __always_inline __u64 due_put(struct bmc_global *g, __u64 due, __u64 now)
 {
-	for (int i = 0; i < 2 && due + CLOCK_LAG * SECOND >= now; i++)
+	for (int i = 0; i < BMC_DUES && due + CLOCK_LAG * SECOND >= now; i++)
 		due = __sync_lock_test_and_set(&g->due[i], due);
 	return due;
 }

@@ -171,13 +171,15 @@ struct {
 	__type(value, struct bmc_hands);
 } bmc_hands SEC(".maps");
 
+enum { BMC_DUES = 2 };
+
 /* What every hit reads; written by flush and flush_all, and when an era ends. */
 struct bmc_global {
 	__u64 word; /* G, the coherence word of the whole cache */
 	__u64 era; /* of counts of requests, see heat.bpf.h */
-	__u64 quarantine; /* no lease before this time, ns */
+	__u64 quarantine; /* no lease before this time, ns; all ones: it idles */
 	__u64 since; /* from when on every segment was seen, ns */
-	__u64 due[2]; /* when a delayed flush_all takes effect, ns; 0: none */
+	__u64 due[BMC_DUES]; /* when a delayed flush_all takes effect, ns; 0: none */
 };
 
 struct {

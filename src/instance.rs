@@ -408,8 +408,13 @@ pub fn set_idle(global: &MapHandle) -> Result<()> {
         .context("cannot let the cache idle")
 }
 
-/// How many delayed `flush_all`s a cache can keep in mind.
-pub const FLUSHES_MAX: usize = 2;
+/// How many delayed `flush_all`s a cache can keep in mind: `BMC_DUES`.
+pub const FLUSHES_MAX: usize = {
+    const fn len<const N: usize>(_: fn(&bmc_global) -> &[u64; N]) -> usize {
+        N
+    }
+    len(|global| &global.due)
+};
 
 /// Has a cache keep in mind when delayed `flush_all`s take effect, in seconds of
 /// `CLOCK_MONOTONIC`; no more than [`FLUSHES_MAX`]. The last place first: the first one is

@@ -166,9 +166,9 @@ const BEFORE_START: i64 = 60;
 /// Fails if the clock cannot be read.
 pub fn pending_flushes(interfaces: &[String], ports: &[u16]) -> Result<Vec<u64>> {
     // Of one without TCP nothing is cached; and bmc counts datagrams by now.
-    let mut addresses = all_addresses(interfaces, ports);
-    addresses.retain(|at| TcpStream::connect_timeout(at, LIMIT).is_ok());
-    let heard = ask_all(&addresses, Topic::Settings);
+    let ask = |at, topic| Heard::ask_by_stream(at, topic).unwrap_or(Heard::Nobody);
+    let addresses = all_addresses(interfaces, ports);
+    let heard = at_once(&addresses, |at| ask(at, Topic::Settings));
     let number = |stats: &BTreeMap<String, String>, name| stats.get(name)?.parse::<i64>().ok();
     let flushed: BTreeMap<_, _> = heard
         .into_iter()
@@ -180,7 +180,7 @@ pub fn pending_flushes(interfaces: &[String], ports: &[u16]) -> Result<Vec<u64>>
     let addresses: Vec<_> = flushed.keys().copied().collect();
     let now = system::uptime()?;
     let mut pending = BTreeMap::new();
-    for (at, heard) in ask_all(&addresses, Topic::Counters) {
+    for (at, heard) in at_once(&addresses, |at| ask(at, Topic::Counters)) {
         let Heard::Stats(stats) = heard else { continue };
         let Some(uptime) = number(&stats, "uptime") else { continue };
         let left = flushed[&at] - (uptime + BEFORE_START);
@@ -219,14 +219,22 @@ fn with_port(mut addr: SocketAddr, port: u16) -> SocketAddr {
     addr
 }
 
-/// Asks all at once, so that it takes no longer than one.
+/// Asks all by whatever means they answer.
 pub fn ask_all(addresses: &[SocketAddr], topic: Topic) -> Vec<(SocketAddr, Heard)> {
+    at_once(addresses, |at| Heard::ask(at, topic))
+}
+
+/// Asks all at once, so that it takes no longer than one.
+fn at_once(
+    addresses: &[SocketAddr],
+    ask: impl Fn(SocketAddr) -> Heard + Sync,
+) -> Vec<(SocketAddr, Heard)> {
+    let ask = &ask;
     thread::scope(|scope| {
         let asked: Vec<_> = addresses
             .iter()
             .filter_map(|at| {
-                let asked =
-                    thread::Builder::new().spawn_scoped(scope, move || Heard::ask(*at, topic));
+                let asked = thread::Builder::new().spawn_scoped(scope, move || ask(*at));
                 Some((*at, asked.ok()?))
             })
             .collect();
@@ -252,12 +260,17 @@ pub enum Heard {
 impl Heard {
     /// Asks, by whatever means it is answered.
     pub fn ask(at: SocketAddr, topic: Topic) -> Self {
-        let Ok(stream) = TcpStream::connect_timeout(&at, LIMIT) else {
-            return match ask_by_datagram(at, topic).map(|reply| Self::read(&reply)) {
+        Self::ask_by_stream(at, topic).unwrap_or_else(|| {
+            match ask_by_datagram(at, topic).map(|reply| Self::read(&reply)) {
                 Ok(Self::Stats(stats)) => Self::Stats(stats),
                 _ => Self::Nobody,
-            };
-        };
+            }
+        })
+    }
+
+    /// None if nobody listens over TCP.
+    fn ask_by_stream(at: SocketAddr, topic: Topic) -> Option<Self> {
+        let stream = TcpStream::connect_timeout(&at, LIMIT).ok()?;
         let again = |question: &[u8]| {
             let reply = TcpStream::connect_timeout(&at, LIMIT).map(|s| talk(s, question));
             Self::read(&reply.unwrap_or_default())
@@ -268,7 +281,7 @@ impl Heard {
                 heard = again(&question);
             }
         }
-        heard
+        Some(heard)
     }
 
     fn read(reply: &[u8]) -> Self {

@@ -42,8 +42,7 @@ pub fn tick() -> Result<Duration> {
 
 /// Whole seconds of the monotonic clock, by which the programs go.
 pub fn uptime() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot ask for the time")?;
-    Ok(u64::try_from(now.tv_sec())?)
+    Ok(u64::try_from(now(ClockId::CLOCK_MONOTONIC)?.tv_sec())?)
 }
 
 /// The time of day, in seconds since 1970, when the monotonic clock was zero.
@@ -57,9 +56,12 @@ pub fn atomic_clock() -> Result<u64> {
     ahead(ClockId::CLOCK_TAI, ClockId::CLOCK_REALTIME)
 }
 
+fn now(clock: ClockId) -> Result<TimeSpec> {
+    clock_gettime(clock).context("cannot ask for the time")
+}
+
 /// By how many seconds, to the nearest one, a clock is ahead of another.
 fn ahead(clock: ClockId, other: ClockId) -> Result<u64> {
-    let now = |clock| clock_gettime(clock).context("cannot ask for the time");
     let ahead = now(clock)? - now(other)? + TimeSpec::new(0, 500_000_000);
     Ok(u64::try_from(ahead.tv_sec())?)
 }

@@ -45,6 +45,11 @@ fn load() -> Option<Scene> {
     })
 }
 
+/// Sleeps until so many milliseconds have passed since then.
+fn sleep_until(start: Instant, millis: u64) {
+    sleep(Duration::from_millis(millis).saturating_sub(start.elapsed()));
+}
+
 /// Fills the cache with the key, and looks how long it will live.
 #[track_caller]
 fn check_life(scene: &Scene, what: &str, key: &str, expected: Life) {
@@ -228,15 +233,12 @@ fn a_delayed_flush_all_ends_entries_before_it() {
     let life = scene.bmc.life(b"key").unwrap();
     assert!(life <= Duration::from_millis(2020), "{life:?}");
     assert!(life + start.elapsed() >= Duration::from_millis(900), "{life:?}");
-    let until = |seconds: u64| {
-        sleep(Duration::from_secs(seconds).saturating_sub(start.elapsed()));
-    };
-    until(3);
+    sleep_until(start, 3000);
     assert!(!scene.has(&v4(), "key"));
     check_life(&scene, "shortly before", "key", Life::None);
-    until(5);
+    sleep_until(start, 5000);
     check_life(&scene, "when it is due", "key", Life::None);
-    until(8);
+    sleep_until(start, 8000);
     check_life(&scene, "after it", "key", Full);
 }
 
@@ -252,12 +254,12 @@ fn nothing_is_cached_before_a_delayed_flush_all_that_finds_no_room() {
         tcp.exchange(format!("flush_all {delay}\r\n"), "OK\r\n");
     }
     for after in [1500, 3500] {
-        sleep(Duration::from_millis(after).saturating_sub(start.elapsed()));
+        sleep_until(start, after);
         scene.passes("before one is over", &v4().get(scene.id(), &["key"]), QUARANTINED);
         // Nor does the tool's flush end that.
         scene.bmc.flush();
     }
-    sleep(Duration::from_millis(6500).saturating_sub(start.elapsed()));
+    sleep_until(start, 6500);
     tcp.exchange("set key 0 0 1\r\nx\r\n", "STORED\r\n");
     scene.fill(&v4(), "key", 0, KEY_DATA);
     let life = scene.bmc.life(b"key").unwrap();
