@@ -42,6 +42,7 @@ const volatile struct bmc_config cfg;
 #include "cache.bpf.h"
 #include "lease.bpf.h"
 #include "table.bpf.h"
+#include "sleep.bpf.h"
 #include "flow.bpf.h"
 #include "serve.bpf.h"
 
@@ -143,7 +144,7 @@ int bmc_tx(struct __sk_buff *skb)
 	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
 	 * still has a socket, the client's.
 	 */
-	if (!s || !skb->sk || skb->ingress_ifindex)
+	if (cache_is_asleep() || !s || !skb->sk || skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
 	switch (tc_look(skb, s, WAY_OUT)) {
 	case PACKET_TCP:

@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 11,
+	BMC_LAYOUT = 12,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -53,11 +53,13 @@ enum bmc_slot_offset {
  *   bits 17-63  GEN   grows with every write and every fill; never comes back
  *
  * It is clean when LOCK and PEND are zero. Hits, leases and fills need a clean
- * word. See lease.bpf.h for the rules.
+ * word. See lease.bpf.h for the rules. In G a single PEND says that the cache is
+ * asleep: see sleep.bpf.h.
  */
 enum bmc_word {
 	BMC_LOCK = 1 << 0,
 	BMC_PEND = 1 << 1,
+	BMC_ASLEEP = BMC_PEND,
 	BMC_GEN = 1 << 17,
 };
 
@@ -150,10 +152,12 @@ struct bmc_stats {
 	__u64 leases;
 	__u64 fills;
 	__u64 evictions;
+	__u64 tcp_requests;
 	__u64 write_requests;
 	__u64 invalidations;
 	__u64 flushes;
 	__u64 memcached_gone;
+	__u64 sleeps;
 	/* GETs that went to memcached although every key was there. */
 	__u64 pass_room;
 	__u64 pass_size;

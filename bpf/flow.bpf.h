@@ -537,6 +537,35 @@ static __always_inline void flow_restart(struct bmc_flow *flow)
 	turn_end(&flow->out_turn);
 }
 
+/* The cache is asleep: what memcached sends from now on will not be looked at. */
+static __always_inline void flow_sleep(struct bmc_flow *flow)
+{
+	if (flow->mode == FLOW_FOLLOWED)
+		flow_mute(flow);
+	if (flow->mode == FLOW_MUTE)
+		smp_store_release(flow->mode, FLOW_ASLEEP);
+}
+
+/* The flow fell asleep with the cache, which is awake by now. */
+static __always_inline bool flow_may_wake(const struct bmc_flow *flow,
+					  const struct bmc_scratch *s)
+{
+	return flow->mode == FLOW_ASLEEP && !s->asleep;
+}
+
+/* What memcached has sent since then was not looked at: its socket knows how much. */
+static __always_inline void flow_wake(struct bmc_flow *flow,
+				      const struct bmc_scratch *s)
+{
+	if (!turn_take(&flow->out_turn))
+		return;
+	flow->out_next = s->snd_nxt;
+	flow->out_skip = STREAM_LOST;
+	flow->in_seen = s->snd_nxt;
+	smp_store_release(flow->mode, FLOW_MUTE);
+	turn_end(&flow->out_turn);
+}
+
 /*
  * A client goes on with a command, having acknowledged all that memcached sent.
  * Is it time to follow its connection?
@@ -589,8 +618,8 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	__s32 ahead;
 	int found;
 
-	if (flow->mode == FLOW_NEW || seq != flow->in_next ||
-	    flow->in_skip == (__u32)STREAM_LOST) {
+	if (flow->mode == FLOW_NEW || flow_may_wake(flow, s) ||
+	    seq != flow->in_next || flow->in_skip == (__u32)STREAM_LOST) {
 		found = socket_look(skb, s);
 		if (found == SOCKET_NONE) {
 			w->lost = true;
@@ -598,10 +627,13 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 		}
 		/* Without a socket yet, it may be the second. */
 		if (!s->received && seq == s->rcv_nxt &&
-		    (idle || (found == SOCKET_FULL && flow->mode == FLOW_MUTE)))
+		    (idle ||
+		     (found == SOCKET_FULL && flow->mode != FLOW_FOLLOWED)))
 			flow_restart(flow);
 		if (flow->mode == FLOW_NEW)
 			w->opens = flow_start(flow, s, seq, now);
+		else if (flow_may_wake(flow, s) && found == SOCKET_FULL)
+			flow_wake(flow, s);
 	}
 	ahead = seq - flow->in_next;
 	if (ahead < 0) {
@@ -665,7 +697,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	flow->in_next = seq + len;
 	if (w->lost)
 		return false;
-	w->followed = flow->mode == FLOW_FOLLOWED;
+	w->followed = flow->mode == FLOW_FOLLOWED && !s->asleep;
 	if (flow->in_skip == (__u32)LINE_GOES_ON) {
 		w->line = true;
 		return true;
@@ -733,7 +765,8 @@ static __always_inline bool flow_goes_on(struct bmc_flow *flow,
 	__u32 seq = bpf_ntohl(s->tcp.seq);
 	__u64 now = flow_now();
 
-	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED || seq != flow->in_next ||
+	if (READ_ONCE(flow->mode) != (s->asleep ? FLOW_ASLEEP : FLOW_FOLLOWED) ||
+	    seq != flow->in_next ||
 	    flow->in_skip | flow->in_part | flow->binary | flow->deep ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
 	    now - flow->in_last > BMC_APPLY_NS)
@@ -752,16 +785,21 @@ static __always_inline bool flow_goes_on(struct bmc_flow *flow,
 static __always_inline bool flow_in_get(struct bmc_scratch *s,
 					struct bmc_flow *flow)
 {
-	if (window_get(&s->window, 0) != s->text_len)
+	struct bmc_stats *st = stats();
+
+	if (!st || window_get(&s->window, 0) != s->text_len)
 		return false;
+	st->tcp_requests++;
 	flow->in_block = flow->in_next;
 	flow->asked++;
 	return true;
 }
 
 /* What was found out on the walk through the segment. */
-static __always_inline void flow_note(struct bmc_flow *flow, const struct walk *w)
+static __always_inline void flow_note(struct bmc_flow *flow,
+				      const struct walk *w, struct bmc_stats *st)
 {
+	st->tcp_requests += w->asked;
 	flow->in_hash = w->hash;
 	flow->in_block = flow->in_next;
 	if (!w->part && !w->line)
@@ -797,12 +835,12 @@ __noinline int flow_in_set(struct bmc_scratch *s, struct bmc_flow *flow)
 		return false;
 	st->write_requests++;
 	walk_begin(s);
-	s->walk.followed = true;
+	s->walk.followed = !s->asleep;
 	s->walk.blocks = true;
 	s->walk.block = c->block;
 	walk_write(s, flow, REPLY_LINE | OWED_BLOCK | OWED_WHOLE);
 	s->walk.asked = 1;
-	flow_note(flow, &s->walk);
+	flow_note(flow, &s->walk, st);
 	return true;
 }
 
@@ -819,7 +857,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	walk_begin(s);
 	if (flow->deep)
 		w->lag = DEEP_NS;
-	w->followed = next;
+	w->followed = next && !s->asleep;
 	if (walk_len(w) && (next || flow_continue(skb, flow, s))) {
 		if (!flow_load(skb, s, flow->in_line, flow->in_part))
 			w->lost = true;
@@ -834,7 +872,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		flow->found = w->lost ? 0 : flow->found + 1;
 		if (w->probes && flow->found < FOUND_TIMES)
 			w->lost = true;
-		flow_note(flow, w);
+		flow_note(flow, w, st);
 	}
 	if (w->lost) {
 		st->tcp_unparsed++;
@@ -843,6 +881,8 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		flow_mute(flow);
 		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 	}
+	if (s->asleep)
+		flow_sleep(flow);
 	if (s->tcp.flags & TCP_RST)
 		flow_leave(flow, WAY_IN);
 	else if (s->tcp.flags & TCP_FIN)
@@ -858,6 +898,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 	struct bmc_stats *st;
 	bool next;
 
+	s->asleep = cache_sleeps();
 	if (unlikely(!flow && s->text_len))
 		flow = flow_new(skb, s);
 	if (likely(flow)) {
@@ -1065,8 +1106,14 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 {
 	struct walk *w = &s->walk;
 	__u32 seq = bpf_ntohl(s->tcp.seq), len = walk_len(w), n;
-	__s32 ahead = seq - flow->out_next;
+	__s32 ahead;
 
+	if (READ_ONCE(flow->mode) == FLOW_ASLEEP) {
+		/* What came before this was not looked at. */
+		flow->out_next = seq;
+		flow->out_skip = STREAM_LOST;
+	}
+	ahead = seq - flow->out_next;
 	if (ahead < 0) {
 		n = -ahead;
 		if (n >= len)

@@ -173,13 +173,15 @@ struct {
 
 enum { BMC_DUES = 2 };
 
-/* What every hit reads; written by flush and flush_all, and when an era ends. */
+/* What every hit reads; written seldom. */
 struct bmc_global {
 	__u64 word; /* G, the coherence word of the whole cache */
 	__u64 era; /* of counts of requests, see heat.bpf.h */
 	__u64 quarantine; /* no lease before this time, ns; all ones: it idles */
 	__u64 since; /* from when on every segment was seen, ns */
 	__u64 due[BMC_DUES]; /* when a delayed flush_all takes effect, ns; 0: none */
+	__u64 looked; /* when it was looked whether it pays, see sleep.bpf.h */
+	__u64 balance; /* as it was then */
 };
 
 struct {
@@ -437,6 +439,7 @@ struct bmc_scratch {
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
 	bool received; /* it has got data before */
+	bool asleep; /* the cache is, for this segment */
 	__u64 socket; /* the kernel's address of one */
 	/* Memcached's, until the next flush: see is_memcacheds(). */
 	struct {

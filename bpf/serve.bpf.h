@@ -243,6 +243,7 @@ static __always_inline int serve_tc(struct __sk_buff *skb,
 	int why, found = FIND_HIT, intact;
 	__u32 keys, off, len;
 
+	(void)cache_sleeps();
 	s->reply_len = 0;
 	s->reply_csum = 0;
 	off = s->text + GET_LEN;

@@ -21,7 +21,7 @@ enum {
 	TCP_NEW_SYN_RECV = 12,
 };
 
-enum flow_mode { FLOW_NEW = 0, FLOW_FOLLOWED, FLOW_MUTE };
+enum flow_mode { FLOW_NEW = 0, FLOW_FOLLOWED, FLOW_MUTE, FLOW_ASLEEP };
 
 /*
  * Within this time memcached applies what comes over a connection that does not

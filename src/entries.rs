@@ -30,7 +30,7 @@ use crate::skel::types::bmc_slot;
 
 /// The low bits of a coherence word, which are zero while it is clean:
 /// `BMC_GEN - 1`.
-const DIRTY: u64 = (1 << 17) - 1;
+pub const DIRTY: u64 = (1 << 17) - 1;
 
 /// `BMC_UNIT`: slots start at multiples of it.
 const UNIT: usize = size_of::<bmc_slot>();

@@ -48,6 +48,7 @@ use nix::fcntl::renameat2;
 use nix::unistd::AccessFlags;
 use nix::unistd::eaccess;
 
+use crate::entries;
 use crate::hook::Carrier;
 use crate::hook::Device;
 use crate::hook::Hook;
@@ -408,6 +409,18 @@ pub fn set_idle(global: &MapHandle) -> Result<()> {
         .context("cannot let the cache idle")
 }
 
+/// What a cache does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It answers what it can.
+    Caching,
+    /// So little is asked over UDP, for what goes on over TCP, that it would cost more than
+    /// it saves. So it holds nothing, and what memcached sends is not looked at.
+    Asleep,
+    /// Nothing, because an attach or detach was interrupted.
+    Idle,
+}
+
 /// How many delayed `flush_all`s a cache can keep in mind: `BMC_DUES`.
 pub const FLUSHES_MAX: usize = {
     const fn len<const N: usize>(_: fn(&bmc_global) -> &[u64; N]) -> usize {
@@ -503,11 +516,20 @@ impl Instance {
         names.map(|name| Ok(kernel::prog_info(self.dir.program(name)?.as_fd())?)).collect()
     }
 
-    /// Whether it idles: an attach was interrupted.
-    pub fn is_idle(&self) -> Result<bool> {
+    /// What the cache does at present.
+    pub fn activity(&self) -> Result<Activity> {
         let bytes = self.dir.map("global")?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
         let global = bytes.and_then(|bytes| kernel::plain_from::<bmc_global>(&bytes));
-        Ok(global.context("the map global is another version's")?.quarantine == u64::MAX)
+        Ok(match global.context("the map global is another version's")? {
+            bmc_global { quarantine: u64::MAX, .. } => Activity::Idle,
+            bmc_global { word, .. } if word & entries::DIRTY != 0 => Activity::Asleep,
+            _ => Activity::Caching,
+        })
+    }
+
+    /// Whether it idles.
+    pub fn is_idle(&self) -> Result<bool> {
+        Ok(self.activity()? == Activity::Idle)
     }
 
     /// The interfaces that it is attached to; not the loopback.

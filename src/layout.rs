@@ -12,7 +12,7 @@ use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slab_meta;
 
 /// `BMC_LAYOUT` of `bpf/bmc.h`.
-pub const LAYOUT: u32 = 11;
+pub const LAYOUT: u32 = 12;
 
 /// Least and most that `--memory` may be. A slot's address has 17 bits for its
 /// slab, less the one reference that stands for "none".

@@ -9,6 +9,7 @@ use std::fmt;
 
 use anyhow::Result;
 
+use crate::instance::Activity;
 use crate::instance::Instance;
 use crate::instance::State;
 use crate::stats::COUNTERS;
@@ -52,8 +53,9 @@ pub struct Family {
 type Row = (&'static str, Kind, &'static [&'static str], &'static str);
 
 /// What is not counted by the programs.
-const STATE: [Row; 13] = [
+const STATE: [Row; 14] = [
     ("up", Kind::Gauge, &[], "Whether the cache works (1) or idles (0)"),
+    ("asleep", Kind::Gauge, &[], "Whether it sleeps (1), because it would cost more than it saves"),
     ("info", Kind::Gauge, &["version"], "Always 1; the version of the tool"),
     ("start_time_seconds", Kind::Gauge, &[], "When the counters began, in seconds since 1970"),
     ("interface_info", Kind::Gauge, &["interface", "mode"], "Always 1; where hits are answered"),
@@ -134,7 +136,9 @@ fn count(all: &mut Vec<Series>, counters: &Counters, labels: &[(&'static str, &d
 }
 
 fn state(all: &mut Vec<Series>, instance: &Instance) -> Result<()> {
-    all.push(Series::new("up", &[], u8::from(!instance.is_idle()?)));
+    let activity = instance.activity()?;
+    all.push(Series::new("up", &[], u8::from(activity != Activity::Idle)));
+    all.push(Series::new("asleep", &[], u8::from(activity == Activity::Asleep)));
     all.push(Series::new("info", &[("version", &env!("CARGO_PKG_VERSION"))], 1));
     if let Some(since) = instance.since_unix() {
         all.push(Series::new("start_time_seconds", &[], since));

@@ -15,6 +15,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Cli;
+use crate::instance::Activity;
 use crate::instance::Class;
 use crate::instance::Instance;
 use crate::instance::Interface;
@@ -107,10 +108,12 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         .iter()
         .map(|p| json!({ "name": p.name, "id": p.id, "runs": p.runs, "ns_per_run": p.cost() }))
         .collect();
+    let activity = instance.activity()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
-        "state": state_name(instance.is_idle()?),
+        "state": state_name(activity),
+        "asleep": activity == Activity::Asleep,
         "since": instance.since_unix(),
         "interfaces": interfaces_json(&instance.interfaces()?),
         "loopback": instance.watches_loopback()?,
@@ -125,9 +128,12 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     }))
 }
 
-/// Whether an instance idles, as in `status --json`.
-pub fn state_name(is_idle: bool) -> &'static str {
-    if is_idle { "idle" } else { "caching" }
+/// What a cache does, as in `status --json`, where being asleep has a field of its own.
+pub fn state_name(activity: Activity) -> &'static str {
+    match activity {
+        Activity::Caching | Activity::Asleep => "caching",
+        Activity::Idle => "idle",
+    }
 }
 
 /// What is attached where, as in `status --json`.
@@ -147,11 +153,12 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     let mut text = String::new();
     let mut row = |title: &str, value: &str| text += &format!("{title:<12}{value}\n");
     row("instance", &instance.name);
-    if instance.is_idle()? {
-        row("state", "idle: an attach or detach was interrupted (bmc flush ends that)");
-    } else {
-        row("state", state_name(false));
-    }
+    let state = match instance.activity()? {
+        Activity::Caching => "caching",
+        Activity::Asleep => "asleep: too little is asked over UDP for it to pay",
+        Activity::Idle => "idle: an attach or detach was interrupted (bmc flush ends that)",
+    };
+    row("state", state);
     for (i, iface) in instance.interfaces()?.iter().enumerate() {
         let title = if i == 0 { "interfaces" } else { "" };
         row(title, &format!("{} ({}) {}", iface.name, iface.mode, iface.state));

@@ -29,7 +29,7 @@ use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 40] = [
+pub const COUNTERS: [(&str, &str); 42] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -40,10 +40,12 @@ pub const COUNTERS: [(&str, &str); 40] = [
     ("leases", "Rights to fill given to GET requests that missed"),
     ("fills", "Entries filled"),
     ("evictions", "Entries that gave way to others"),
+    ("tcp_requests", "Commands over TCP that get a reply"),
     ("write_requests", "Writes seen"),
     ("invalidations", "Entries dropped for a write"),
     ("flushes", "Times that every entry was forgotten"),
     ("memcached_gone", "Times that a memcached stopped listening"),
+    ("sleeps", "Times that the cache fell asleep, because it would cost more than it saves"),
     ("pass_room", "no room in the packet for the reply"),
     ("pass_size", "reply larger than one datagram"),
     ("pass_source", "client not within --allow"),

@@ -751,6 +751,69 @@ fn keeps_in_mind_a_flush_all_that_was_ordered_before_the_attach() {
     assert!(eventually(PATIENCE, cached), "{}", bmc.stats());
 }
 
+/// Clients use TCP alone for as long as it takes; then UDP too. Nothing old is in the cache
+/// when it wakes, nor later.
+#[test]
+fn sleeps_while_all_use_tcp_and_is_right_when_it_wakes() {
+    let name = "sleeps_while_all_use_tcp_and_is_right_when_it_wakes";
+    if !can_run(name) {
+        return;
+    }
+    let net = Rc::new(Net::new(name));
+    let _memcached = Memcached::start(&net.server, &["-t", "4"]);
+    let bmc = Bmc::attach(&net, LASTING);
+    let mut clients: Vec<_> = (0..8).map(|_| Tcp::connect(&net.client, Net::SERVER4)).collect();
+    let mut udp = Udp::connect(&net.client, Net::SERVER4);
+    let set = |tcp: &mut Tcp, version: u32| tcp.set("key", 0, version.to_string().as_bytes());
+    let expected = |version: u32| {
+        let version = version.to_string();
+        format!("VALUE key 0 {}\r\n{version}\r\nEND\r\n", version.len()).into_bytes()
+    };
+    set(&mut clients[0], 0);
+    let cached = || {
+        assert_eq!(udp.get("key").text, expected(0));
+        bmc.total("hits") > 0
+    };
+    assert!(eventually(PATIENCE, cached), "{}", bmc.stats());
+
+    let mut version = 0;
+    let mut asleep = || {
+        for tcp in &mut clients {
+            version += 1;
+            set(tcp, version);
+            assert_eq!(tcp.get("key"), expected(version));
+        }
+        bmc.status()["asleep"] == true
+    };
+    assert!(eventually(Duration::from_secs(40), &mut asleep), "{}", bmc.stats());
+    assert!(asleep(), "it woke although nobody asked");
+    assert_eq!(bmc.total("sleeps"), 1);
+    assert_eq!(bmc.status()["state"], "caching");
+
+    let hits = bmc.total("hits");
+    assert!(bmc.total("write_untracked") > 0, "{}", bmc.stats());
+    let awake = || {
+        assert_eq!(udp.get("key").text, expected(version));
+        bmc.status()["asleep"] == false
+    };
+    assert!(eventually(Duration::from_secs(40), awake), "{}", bmc.stats());
+    // The connections are followed again: what one writes is cached at once.
+    let mut written = || {
+        let (hits, untracked) = (bmc.total("hits"), bmc.total("write_untracked"));
+        for tcp in &mut clients {
+            version += 1;
+            set(tcp, version);
+            assert_eq!(udp.get("key").text, expected(version));
+            assert_eq!(udp.get("key").text, expected(version));
+        }
+        let hits = bmc.total("hits") - hits;
+        hits as usize == clients.len() && bmc.total("write_untracked") == untracked
+    };
+    assert!(eventually(PATIENCE, &mut written), "{}", bmc.stats());
+    assert!(bmc.total("hits") > hits);
+    assert_eq!(bmc.total("tcp_unmatched"), 0, "{}", bmc.stats());
+}
+
 #[test]
 fn forgets_everything_when_memcached_ends() {
     for mode in ["native", "tc"] {

@@ -68,6 +68,7 @@ fn explains_messages_that_the_tool_prints() {
         "instance",
         "memcached",
         "message",
+        "output",
         "system",
         "workers",
     ]

@@ -29,6 +29,7 @@ use serde_json::json;
 
 use crate::entries::Entry;
 use crate::entries::Finder;
+use crate::instance::Activity;
 use crate::instance::Class;
 use crate::instance::Dir;
 use crate::instance::Instance;
@@ -79,8 +80,8 @@ const CPUS: usize = 32;
 pub struct State {
     /// The instance's name.
     pub instance: String,
-    /// An attach or detach was interrupted.
-    pub is_idle: bool,
+    /// What the cache does.
+    pub activity: Activity,
     /// Since it was attached.
     pub up: Option<Duration>,
     /// What it is attached to, but for the loopback.
@@ -166,7 +167,8 @@ impl State {
             "version": env!("CARGO_PKG_VERSION"),
             "instance": self.instance,
             "time": unix_time(),
-            "state": state_name(self.is_idle),
+            "state": state_name(self.activity),
+            "asleep": self.activity == Activity::Asleep,
             "up_s": self.up.map(|up| up.as_secs()),
             "seconds": self.rates.as_ref().map(Rates::seconds),
             "rates": self.rates.as_ref().map(Rates::to_json),
@@ -277,7 +279,7 @@ impl Watch {
         self.asked.age(self.aged.elapsed());
         self.aged = Instant::now();
         Ok(State {
-            is_idle: instance.is_idle()?,
+            activity: instance.activity()?,
             up: instance.since().and_then(|since| since.elapsed().ok()),
             interfaces: instance.interfaces()?,
             loopback: instance.watches_loopback()?,

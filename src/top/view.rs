@@ -21,6 +21,7 @@ use super::sample::FIGURES;
 use super::sample::HotKey;
 use super::sample::State;
 use crate::instance;
+use crate::instance::Activity;
 use crate::output::MEASURE;
 use crate::output::escaped;
 use crate::output::grouped;
@@ -139,7 +140,11 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, controls: &Controls) {
 
 fn draw_head(frame: &mut Frame<'_>, area: Rect, state: &State, controls: &Controls) {
     let mut line = vec![format!("bmc {}", state.instance).bold(), ": ".into()];
-    line.push(if state.is_idle { "idle (bmc flush ends that)".yellow() } else { "caching".into() });
+    line.push(match state.activity {
+        Activity::Caching => "caching".into(),
+        Activity::Asleep => "asleep".into(),
+        Activity::Idle => "idle (bmc flush ends that)".yellow(),
+    });
     if let Some(up) = state.up {
         line.push(format!(", up {}", span(Duration::from_secs(up.as_secs()))).into());
     }
@@ -380,7 +385,7 @@ mod tests {
         let cpu = |gets| Rates::of_counts(&[("get_requests", gets)], 2.0);
         State {
             instance: "web".into(),
-            is_idle: false,
+            activity: Activity::Caching,
             up: Some(Duration::from_millis(3_785_250)),
             interfaces: vec![
                 Interface { name: "eth0".into(), mode: "native", state: instance::State::Up },
@@ -579,7 +584,7 @@ q quit  p pause  s sort  + - interval  ? help";
 
     #[test]
     fn shows_what_is_out_of_the_ordinary() {
-        let state = State { is_idle: true, loopback: false, ..state() };
+        let state = State { activity: Activity::Idle, loopback: false, ..state() };
         let screen = screen(80, 24, &state, &Controls { paused: true, ..controls() });
         assert!(screen[0].starts_with("bmc web: idle (bmc flush ends that)"), "{screen:#?}");
         assert!(screen[0].ends_with("  paused"), "{screen:#?}");

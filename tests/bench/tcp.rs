@@ -12,14 +12,17 @@
 //! takes is measured apart, because the kernel's count of it costs time itself, some
 //! 45 to 75 ns.
 //!
+//! Nobody asks over UDP, so bmc falls asleep, and then is measured; with `awake` it is
+//! told not to.
+//!
 //! On veth a frame is received by the CPU that sent it. So `bmc_rx_tc` adds to the
 //! client's work and `bmc_tx` to memcached's; the last columns say how much more (or
 //! less) CPU time both took together for a request, how long each program ran and how
 //! often for a request.
 //!
-//! `cargo bench --bench tcp [-- ROUNDS] [tc|native|other|none]`; needs root. `other` is
-//! bmc that serves another port: what the kernel's hooks cost by themselves. For `native`
-//! the client's ends have an XDP program, with bmc and without.
+//! `cargo bench --bench tcp [-- ROUNDS] [tc|native|other|none] [awake]`; needs root.
+//! `other` is bmc that serves another port: what the kernel's hooks cost by themselves.
+//! For `native` the client's ends have an XDP program, with bmc and without.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -28,6 +31,7 @@ mod cost;
 mod load;
 
 use std::fs;
+use std::mem::offset_of;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::thread;
@@ -35,6 +39,10 @@ use std::time::Duration;
 
 use bmc::bench::net::attach;
 use bmc::bench::report::median;
+use bmc::instance::Activity;
+use bmc::instance::Instance;
+use bmc::kernel;
+use bmc::skel::types::bmc_global;
 use common::Bmc;
 use common::Memcached;
 use common::Net;
@@ -63,12 +71,14 @@ const PAIRS: [(&str, [&str; 2]); 2] =
 fn main() {
     let mut rounds = 2;
     let mut attached = Attached::Tc;
+    let mut awake = false;
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
             "tc" => attached = Attached::Tc,
             "native" => attached = Attached::Native,
             "other" => attached = Attached::Other,
             "none" => attached = Attached::None,
+            "awake" => awake = true,
             // cargo adds --bench.
             _ => rounds = arg.parse().unwrap_or(rounds).max(1),
         }
@@ -94,7 +104,24 @@ fn main() {
 
     load::print_machine();
     print_features(&net);
-    println!("{attached}, {rounds} rounds; thousands of requests a second");
+    println!("{attached}{}, {rounds} rounds", if awake { ", awake" } else { "" });
+    let bench = Bench { net: &net, memcached, attached, awake };
+    let mut cases = vec![];
+    for sets in [0, 10, 90] {
+        for connections in [1, 64] {
+            for depth in [1, 16] {
+                let batches = load::batches(KEYS, VALUE, sets, depth);
+                cases.push(Case { sets, connections, batches, depth, measured: vec![] });
+            }
+        }
+    }
+    for round in 1..=rounds {
+        for (pair, (device, _)) in PAIRS.iter().enumerate() {
+            eprintln!("round {round} of {rounds}, {device}");
+            bench.measure(pair, &mut cases);
+        }
+    }
+    println!("thousands of requests a second");
     println!(
         "{:>4} {:>5} {:>5}  {:>6} {:>7}  {:>5} {:>11} {:>4} {:>6}  {:>12} {:>12}",
         "sets",
@@ -109,14 +136,8 @@ fn main() {
         "rx_tc ns",
         "tx ns"
     );
-    for sets in [0, 10, 90] {
-        for connections in [1, 64] {
-            for depth in [1, 16] {
-                let batches = load::batches(KEYS, VALUE, sets, depth);
-                let case = Case { net: &net, memcached, attached, connections, batches, depth };
-                println!("{sets:>3}% {connections:>5} {depth:>5}  {}", case.compare(rounds));
-            }
-        }
+    for case in &cases {
+        println!("{case}");
     }
 }
 
@@ -162,16 +183,33 @@ impl std::fmt::Display for Attached {
     }
 }
 
-/// For each program: how often it ran since runs are counted, and the nanoseconds of a
-/// run.
-fn programs(bmc: &Bmc) -> [(f64, f64); 2] {
-    let status = bmc.status();
-    let programs = status["programs"].as_array().expect("it lists the programs");
+/// For each program: how often it ran while runs were counted, and for how many
+/// nanoseconds.
+fn programs(instance: &Instance) -> [(f64, f64); 2] {
+    let programs = instance.programs().expect("they are pinned");
     PROGRAMS.map(|name| {
-        let program = programs.iter().find(|program| program["name"] == name);
-        let number = |field| program.and_then(|program| program[field].as_f64());
-        (number("runs").expect("it counts"), number("ns_per_run").unwrap_or_default())
+        let program = programs.iter().find(|program| program.name == name);
+        let program = program.expect("it is one of them");
+        (program.runs as f64, program.run_time.as_nanos() as f64)
     })
+}
+
+/// For each program: nanoseconds a run, and runs a request.
+fn costs(instance: &Instance, clients: &mut Clients<'_>, depth: usize) -> String {
+    let before = programs(instance);
+    let counting = Counting::start();
+    let (batches, _) = clients.run(5 * TURN);
+    let after = programs(instance);
+    drop(counting);
+    let requests = (batches * depth as u64) as f64;
+    let costs = before.into_iter().zip(after).map(|(before, after)| {
+        let runs = after.0 - before.0;
+        match runs / requests {
+            share if share < 0.001 => format!("{:>12}", "-"),
+            share => format!("{:>5.0} x{share:<5.3}", (after.1 - before.1) / runs),
+        }
+    });
+    costs.collect::<Vec<_>>().join(" ")
 }
 
 /// How turns went.
@@ -198,12 +236,14 @@ impl Turn {
 }
 
 /// With bmc and without it, at the same time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Both {
     with: Turn,
     without: Turn,
     /// Of the rates: the median of the turns' own.
     ratio: f64,
+    /// What the programs cost.
+    costs: String,
 }
 
 /// Nanoseconds that memcached and this process ran and waited for a CPU.
@@ -223,75 +263,108 @@ fn scheduled(memcached: u64) -> (f64, f64) {
     sum
 }
 
-/// One kind of load.
-struct Case<'a> {
-    net: &'a Rc<Net>,
-    memcached: u64,
-    attached: Attached,
+/// One kind of load, and how it went: over one pair, over the other, and so on.
+struct Case {
+    sets: usize,
     connections: usize,
     batches: Vec<Batch>,
     depth: usize,
+    measured: Vec<Both>,
 }
 
-impl Case<'_> {
-    /// Throughput with bmc, without it, and how they compare; what the programs cost.
-    fn compare(&self, rounds: usize) -> String {
-        let mut all = vec![];
-        let mut ratios = vec![];
-        let mut costs = String::new();
-        for _ in 0..rounds {
-            let crossed = [0, 1].map(|pair| {
-                let both;
-                (both, costs) = self.measure(pair);
-                both
-            });
-            // What is of the pairs, not of bmc, cancels out.
-            ratios.push((crossed[0].ratio * crossed[1].ratio).sqrt());
-            all.extend(crossed);
-        }
-        let of = |value: &dyn Fn(&Both) -> f64| median(all.iter().map(value));
-        let ratio = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / rounds as f64;
-        format!(
-            "{:>6.1} {:>7.1}  {:>5.3} {:>5.3}-{:<5.3} {:>3.0}% {:>+6.0}  {costs}",
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of = |value: &dyn Fn(&Both) -> f64| median(self.measured.iter().map(value));
+        // What is of the pairs, not of bmc, cancels out.
+        let rounds = self.measured.chunks(PAIRS.len());
+        let ratios: Vec<_> = rounds.map(|crossed| mean(crossed.iter().map(|b| b.ratio))).collect();
+        write!(
+            f,
+            "{:>3}% {:>5} {:>5}  {:>6.1} {:>7.1}  {:>5.3} {:>5.3}-{:<5.3} {:>3.0}% {:>+6.0}  {}",
+            self.sets,
+            self.connections,
+            self.depth,
             of(&|both| both.with.rate),
             of(&|both| both.without.rate),
-            ratio.exp(),
+            mean(ratios.iter().copied()),
             ratios.iter().copied().fold(f64::INFINITY, f64::min),
             ratios.iter().copied().fold(0.0, f64::max),
             of(&|both| (both.with.waited + both.without.waited) * 50.0),
             of(&|both| both.with.cpu - both.without.cpu),
+            self.measured.last().map_or("", |both| &both.costs),
         )
     }
+}
 
+/// The geometric one.
+fn mean(ratios: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = ratios.len() as f64;
+    (ratios.map(f64::ln).sum::<f64>() / count).exp()
+}
+
+/// What all cases have in common.
+struct Bench<'a> {
+    net: &'a Rc<Net>,
+    memcached: u64,
+    attached: Attached,
+    awake: bool,
+}
+
+impl Bench<'_> {
     /// Attaches bmc to one pair, and compares it with the other.
-    fn measure(&self, pair: usize) -> (Both, String) {
+    fn measure(&self, pair: usize, cases: &mut [Case]) {
         let (device, _) = PAIRS[pair];
         let arguments = self.attached.arguments();
         let bmc = arguments.map(|arguments| Bmc::attach_to(self.net, device, arguments));
+        if self.awake {
+            self.stay_awake();
+        }
         thread::sleep(2 * SETTLED);
-        let mut sides = [pair, 1 - pair].map(|pair| self.open(pair));
-        for side in &mut sides {
-            side.run(TURN);
-        }
-        let mut turns = [vec![], vec![]];
-        for turn in 0..TURNS {
-            for side in [turn % 2, 1 - turn % 2] {
-                turns[side].push(self.turn(&mut sides[side]));
+        for case in cases {
+            let mut sides = [pair, 1 - pair].map(|pair| self.open(pair, case));
+            for side in &mut sides {
+                side.run(TURN);
             }
+            while self.falls_asleep() && self.instance().activity().ok() != Some(Activity::Asleep) {
+                sides[0].run(TURN);
+            }
+            let mut turns = [vec![], vec![]];
+            for turn in 0..TURNS {
+                for side in [turn % 2, 1 - turn % 2] {
+                    turns[side].push(self.turn(&mut sides[side], case.depth));
+                }
+            }
+            let ratios =
+                turns[0].iter().zip(&turns[1]).map(|(with, without)| with.rate / without.rate);
+            let ratio = median(ratios);
+            let [with, without] = [&turns[0], &turns[1]].map(|turns| Turn::of(turns));
+            let costs = bmc.as_ref().map(|_| costs(&self.instance(), &mut sides[0], case.depth));
+            let costs = costs.unwrap_or_default();
+            case.measured.push(Both { with, without, ratio, costs });
         }
-        let ratios = turns[0].iter().zip(&turns[1]).map(|(with, without)| with.rate / without.rate);
-        let [with, without] = [&turns[0], &turns[1]].map(|turns| Turn::of(turns));
-        let both = Both { with, without, ratio: median(ratios) };
-        let costs = bmc.map_or_else(String::new, |bmc| self.costs(&bmc, &mut sides[0]));
-        (both, costs)
+    }
+
+    /// A bmc for another port sees nothing, not even that nobody asks.
+    fn falls_asleep(&self) -> bool {
+        !self.awake && matches!(self.attached, Attached::Tc | Attached::Native)
+    }
+
+    fn instance(&self) -> Instance {
+        Instance::find(self.net.instance()).expect("it is attached")
+    }
+
+    /// The last time that bmc looked whether it should sleep is far in the future.
+    fn stay_awake(&self) {
+        let global = self.instance().dir.map("global").expect("it is pinned");
+        kernel::store(&global, offset_of!(bmc_global, looked), u64::MAX / 4).expect("it is ours");
     }
 
     /// Lets the clients run.
-    fn turn(&self, clients: &mut Clients<'_>) -> Turn {
+    fn turn(&self, clients: &mut Clients<'_>, depth: usize) -> Turn {
         let before = scheduled(self.memcached);
         let (batches, time) = clients.run(TURN);
         let after = scheduled(self.memcached);
-        let requests = (batches * self.depth as u64) as f64;
+        let requests = (batches * depth as u64) as f64;
         let seconds = time.as_secs_f64();
         Turn {
             rate: requests / seconds / 1e3,
@@ -300,25 +373,10 @@ impl Case<'_> {
         }
     }
 
-    /// For each program: nanoseconds a run, and runs a request.
-    fn costs(&self, bmc: &Bmc, clients: &mut Clients<'_>) -> String {
-        let counting = Counting::start();
-        let (batches, _) = clients.run(5 * TURN);
-        let programs = programs(bmc);
-        drop(counting);
-        let requests = (batches * self.depth as u64) as f64;
-        programs
-            .map(|(runs, ns)| match runs / requests {
-                share if share < 0.001 => format!("{:>12}", "-"),
-                share => format!("{ns:>5} x{share:<5.3}"),
-            })
-            .join(" ")
-    }
-
     /// Connections over one pair.
-    fn open(&self, pair: usize) -> Clients<'_> {
+    fn open<'b>(&'b self, pair: usize, case: &'b Case) -> Clients<'b> {
         let (_, [server, _]) = PAIRS[pair];
         let server = SocketAddr::new(server.parse().expect("it is an address"), PORT);
-        Clients::open(&self.net.client, server, self.connections, &self.batches)
+        Clients::open(&self.net.client, server, case.connections, &case.batches)
     }
 }

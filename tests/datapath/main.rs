@@ -22,6 +22,7 @@ mod packet;
 mod random;
 mod reads;
 mod scene;
+mod sleep;
 mod streams;
 mod table;
 mod writes;

@@ -5,6 +5,8 @@
 use std::cell::Cell;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread::sleep;
+use std::time::Duration;
 
 use bmc::bench::net::cpus;
 use bmc::bench::net::pin;
@@ -182,6 +184,19 @@ impl Scene {
         );
     }
 
+    /// The key is neither answered nor learnt, because the cache is asleep, and does not
+    /// look at the reply.
+    #[track_caller]
+    pub(crate) fn is_asleep(&self, what: &str, key: &str) {
+        let id = self.id();
+        self.passes(&format!("a GET of {key}, {what}"), &v4().get(id, &[key]), DIRTY);
+        self.replies(
+            &format!("the reply with {key}, {what}"),
+            &v4().reversed().udp(&datagram(id, &key_reply_of(key))),
+            &[],
+        );
+    }
+
     /// The key is not there, and may be learnt.
     #[track_caller]
     pub(crate) fn is_open(&self, what: &str, key: &str) {
@@ -242,6 +257,26 @@ impl Scene {
             self.bmc.send(&flow.reversed().udp(&datagram(id, b"END\r\n")));
         }
         !passed
+    }
+}
+
+/// A client that waits for its replies goes on for a while: first a number of
+/// exchanges that is not enough, then, after a break, the same again. Then bmc
+/// follows its connection.
+#[track_caller]
+pub(crate) fn check_healing(scene: &Scene, tcp: &mut Connection) {
+    for nth in 0..16 {
+        if nth == 7 {
+            sleep(Duration::from_millis(300));
+        }
+        let key = format!("healing{nth}");
+        let counts = if nth < 8 { UNTRACKED } else { WRITE };
+        scene.asks(tcp, format!("delete {key}\r\n"), counts);
+        scene.is_closed("before the reply", &key, if nth < 8 { QUARANTINED } else { DIRTY });
+        scene.says(tcp, "DELETED\r\n", &[]);
+        if nth >= 8 {
+            scene.is_open("after the reply", &key);
+        }
     }
 }
 

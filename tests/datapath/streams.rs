@@ -58,6 +58,8 @@ struct Memcached {
     scene: Scene,
     store: HashMap<usize, Vec<u8>>,
     streams: Vec<Stream>,
+    /// A connection on which little is said.
+    quiet: Connection,
     /// GETs over UDP that memcached has got and not executed, by request id.
     asked: Vec<(u16, usize)>,
     /// Replies to them that did not leave yet.
@@ -71,7 +73,7 @@ struct Memcached {
 #[test]
 fn no_stream_of_commands_makes_an_answer_stale() {
     let mut rng = Rng::from_env("no_stream_of_commands_makes_an_answer_stale");
-    let (mut hits, mut writes, mut flushes) = (0, 0, 0);
+    let (mut hits, mut writes, mut flushes, mut sleeps) = (0, 0, 0, 0);
     for round in 0..ROUNDS {
         let config = Config { seed: rng.number(), ..Config::default() };
         let Some(scene) = Scene::load(&config) else {
@@ -90,6 +92,7 @@ fn no_stream_of_commands_makes_an_answer_stale() {
             scene,
             store: HashMap::new(),
             streams,
+            quiet: Connection::open(&v6()),
             asked: Vec::new(),
             told: Vec::new(),
             errors: round % 3 == 2,
@@ -107,23 +110,44 @@ fn no_stream_of_commands_makes_an_answer_stale() {
         hits += memcached.hits;
         writes += counted.get("invalidations");
         flushes += counted.get("flushes");
+        sleeps += counted.get("sleeps");
     }
-    println!("{hits} hits, {writes} writes, {flushes} flushes");
+    println!("{hits} hits, {writes} writes, {flushes} flushes, {sleeps} sleeps");
     // Else the test would not have tested much.
-    assert!(hits > 300 && writes > 300 && flushes > 3);
+    assert!(hits > 300 && writes > 300 && flushes > 3 && sleeps > 3);
 }
 
 impl Memcached {
     fn step(&mut self, rng: &mut Rng) {
-        let nth = rng.below(self.streams.len());
         match rng.below(24) {
-            0 => self.compose(nth, rng),
-            1 | 2 => self.client_sends(nth, rng),
-            3 | 4 => self.execute(nth),
-            5 | 6 => self.server_sends(nth, rng),
+            0..=6 => self.step_stream(rng),
             7..=15 => self.get(rng),
             16..=19 => self.execute_get(rng),
             _ => self.tell(rng),
+        }
+        if rng.below(2000) == 0 {
+            self.sleep(rng);
+        }
+    }
+
+    fn step_stream(&mut self, rng: &mut Rng) {
+        let nth = rng.below(self.streams.len());
+        match rng.below(7) {
+            0 => self.compose(nth, rng),
+            1 | 2 => self.client_sends(nth, rng),
+            3 | 4 => self.execute(nth),
+            _ => self.server_sends(nth, rng),
+        }
+    }
+
+    /// The cache falls asleep, and wakes a while later.
+    fn sleep(&mut self, rng: &mut Rng) {
+        for gain in [-1_000_000, 1_000_000] {
+            self.scene.bmc.look_again(gain);
+            self.quiet.exchange("version\r\n", "VERSION 1\r\n");
+            for _ in 0..rng.below(60) {
+                if rng.chance(50) { self.step_stream(rng) } else { self.get(rng) }
+            }
         }
     }
 

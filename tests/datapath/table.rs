@@ -76,6 +76,8 @@ fn a_connection_that_was_idle_makes_room_and_may_come_back() {
         return;
     };
     sleep(IDLE);
+    // That does not let the cache sleep.
+    assert!(!scene.has(&v4(), "key"));
     for tcp in &mut all[1..] {
         writes(&scene, tcp);
     }

@@ -29,6 +29,7 @@ use crate::scene::UNMATCHED;
 use crate::scene::UNPARSED;
 use crate::scene::UNTRACKED;
 use crate::scene::WRITE;
+use crate::scene::check_healing;
 use crate::scene::edit;
 use crate::scene::key_reply;
 use crate::scene::key_reply_of;
@@ -557,26 +558,6 @@ fn make_mute(scene: &Scene, tcp: &mut Connection) {
     scene.asks(tcp, "get none\r\n", &[]);
     scene.says(tcp, "STORED\r\n", UNMATCHED);
     scene.bmc.end_quarantine();
-}
-
-/// A client that waits for its replies goes on for a while: first a number of
-/// exchanges that is not enough, then, after a break, the same again. Then bmc
-/// follows its connection.
-#[track_caller]
-fn check_healing(scene: &Scene, tcp: &mut Connection) {
-    for nth in 0..16 {
-        if nth == 7 {
-            sleep(Duration::from_millis(300));
-        }
-        let key = format!("healing{nth}");
-        let counts = if nth < 8 { UNTRACKED } else { WRITE };
-        scene.asks(tcp, format!("delete {key}\r\n"), counts);
-        scene.is_closed("before the reply", &key, if nth < 8 { QUARANTINED } else { DIRTY });
-        scene.says(tcp, "DELETED\r\n", &[]);
-        if nth >= 8 {
-            scene.is_open("after the reply", &key);
-        }
-    }
 }
 
 /// Which of two commands a reply was to may be unclear while another's is to come,

@@ -72,6 +72,8 @@ static struct bmc_flow *the_flow;
 
 static void *map_value(const void *map);
 #define bpf_map_lookup_elem(map, key) ((void)(key), map_value(map))
+#define bpf_map_lookup_percpu_elem(map, key, cpu) \
+	((void)(key), (cpu) ? NULL : map_value(map))
 #define bpf_map_update_elem(map, key, value, flags) ((void)(key))
 #define bpf_map_delete_elem(map, key) ((void)(key))
 
@@ -97,6 +99,7 @@ static __u64 write_begin(__u64 hash, bool pending, __u64 lag);
 static void flush_all(struct bmc_stats *st, __u64 until);
 
 #include "table.bpf.h"
+#include "sleep.bpf.h"
 #include "flow.bpf.h"
 
 static struct bmc_stats native_stats;

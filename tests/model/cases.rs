@@ -314,6 +314,24 @@ fn an_entry_ends_with_its_item_though_replies_and_connections_are_lost() {
     }
 }
 
+#[test]
+fn a_sleep_is_coherent() {
+    holds(gets(3), &[set(A, 0)], &[May::Sleep, May::Cached]);
+    holds(gets(3), &[set(A, 0)], &[May::Sleep, May::Mute(A)]);
+    holds(equal(few(2, 3)), &[set(A, 0)], &[May::Sleep, May::LoseGets]);
+    holds(gets(2), &[unparsed(A)], &[May::Sleep]);
+    if few(0, 1) > 0 {
+        holds(gets(2), &[noreply(A, 0), set(A, 0)], &[May::Sleep]);
+        holds(gets(2), &[set(A, 0), set(A, 0)], &[May::Sleep]);
+        holds(gets(2), &[set(A, 0), set(B, 0)], &[May::Sleep]);
+    }
+    fills_well(1, &[noreply(A, 0), set(A, 0)], &[May::Sleep]);
+    fills_well(1, &[set(A, 0), set(A, 0)], &[May::Sleep]);
+    fills_well(1, &[set(A, 0), set(B, 0)], &[May::Sleep]);
+    fills_well(1, &[until(A, 1), until(B, 4)], &[May::Sleep]);
+    fills_well(1, &[until(A, 4), until(A, 1)], &[May::Sleep]);
+}
+
 // What the protocol cannot do.
 
 #[test]
@@ -414,6 +432,13 @@ fn quarantines_are_needed() {
     let dropped = [May::Mute(A), May::DropSegments];
     fails("STALE-FOREVER", gets(3), &[noreply(A, 0)], &dropped, &[Without::QuarantineOfRepeat]);
     fails("NONLIN", gets(3), &[flush_all(A)], &[], &[Without::QuarantineOfFlush]);
+}
+
+#[test]
+fn a_sleep_must_move_the_word_and_its_end_be_quarantined() {
+    let cached = [May::Sleep, May::Cached];
+    fails("STALE-FOREVER", gets(3), &[set(A, 0)], &cached, &[Without::GenOfWake]);
+    fails("STALE-FOREVER", gets(3), &[set(A, 0)], &[May::Sleep], &[Without::QuarantineOfWake]);
 }
 
 #[test]

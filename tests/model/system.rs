@@ -118,6 +118,9 @@ pub(crate) enum May {
     StallMemcached,
     /// Another bucket takes the slot.
     StealSlot,
+    /// The cache falls asleep, once. Until a GET wakes it, what comes and goes over the
+    /// connections is not seen at all. (It is, on its way in: that is for expiry.)
+    Sleep,
 }
 
 /// What is taken out of the protocol, or done in another order.
@@ -179,6 +182,10 @@ pub(crate) enum Without {
     QuarantineOfRepeat,
     /// The quarantine of `flush_all()`
     QuarantineOfFlush,
+    /// The quarantine of `cache_wake()`
+    QuarantineOfWake,
+    /// GEN in `cache_wake()`
+    GenOfWake,
 }
 
 pub(crate) struct System {
@@ -188,6 +195,23 @@ pub(crate) struct System {
     pub(crate) without: Vec<Without>,
     /// Look only for answers older than what was acknowledged before the GET.
     pub(crate) only_stale: bool,
+}
+
+/// How far the cache's one sleep is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+enum Sleep {
+    #[default]
+    Before,
+    Asleep,
+    Wakes,
+    Over,
+}
+
+impl Sleep {
+    /// ASLEEP is set in G.
+    fn is_asleep(self) -> bool {
+        matches!(self, Self::Asleep | Self::Wakes)
+    }
 }
 
 /// How far a GET is.
@@ -275,6 +299,8 @@ struct Writer {
     at: WriteAt,
     /// PEND counts it: it is in its connection's ring.
     pending: bool,
+    /// It came while the cache was asleep.
+    unseen: bool,
     /// Its quarantine is the bucket's, or everyone's.
     in_bucket: bool,
     in_all: bool,
@@ -333,6 +359,8 @@ struct Lease {
 struct Connection {
     mute: bool,
     abandons: bool,
+    /// A reply went unseen, as the next one's sequence number will tell.
+    gap: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -352,6 +380,7 @@ pub(crate) struct State {
     epoch: u8,
     quarantine: bool,
     quarantine_all: bool,
+    sleep: Sleep,
     /// [`Without::FlagForLease`]
     flag: bool,
     /// 0: empty, else the key plus one
@@ -409,6 +438,7 @@ impl System {
         self.writes.iter().any(flush)
             || self.may(May::DropSegments) && self.may.iter().any(mute)
             || self.may(May::LoseReplies) && self.expires()
+            || self.may(May::Sleep)
     }
 
     fn expires(&self) -> bool {
@@ -517,7 +547,10 @@ impl System {
         let entries: Vec<_> = (0..self.keys())
             .filter(|&way| {
                 let slot = &s.slots[way];
-                is_clean(s.word) && s.ways[way] == slot.key + 1 && slot.epoch == s.epoch
+                !s.sleep.is_asleep()
+                    && is_clean(s.word)
+                    && s.ways[way] == slot.key + 1
+                    && slot.epoch == s.epoch
             })
             .map(|way| &s.slots[way])
             .collect();
@@ -615,6 +648,7 @@ impl Model for System {
             epoch: 1,
             quarantine: false,
             quarantine_all: false,
+            sleep: Sleep::default(),
             flag: false,
             ways: [0; KEYS],
             slots: [empty; KEYS],
@@ -697,6 +731,9 @@ impl Model for System {
         let mut state = format!("pending {}", (s.word & (GEN - PEND)) / PEND);
         if s.word & LOCK != 0 {
             state += ", LOCK";
+        }
+        if s.sleep.is_asleep() {
+            state += ", asleep";
         }
         if s.quarantine || s.quarantine_all {
             state += ", quarantine";

@@ -5,8 +5,8 @@
 
 use super::{
     Ask, CELLS, CONNECTIONS, Cell, Command, Connection, FOREIGN, FOREIGN_VALUE, GetAt, Id, KEYS,
-    Lease, MANY, May, Reader, Record, State, Step, System, Who, Without, Write, WriteAt, Writer,
-    Wrong,
+    Lease, MANY, May, Reader, Record, Sleep, State, Step, System, Who, Without, Write, WriteAt,
+    Writer, Wrong,
 };
 use crate::linear::ABSENT;
 use crate::search::Event;
@@ -131,6 +131,11 @@ impl System {
             GetAt::Word => steps.go("find: loads G", |n| {
                 n.readers[get].epoch = n.epoch;
                 n.readers[get].at = GetAt::Epoch;
+                if n.sleep.is_asleep() {
+                    // No entry is looked at, and there is no lease.
+                    n.readers[get].at = GetAt::Missed;
+                    n.readers[get].word |= LOCK;
+                }
             }),
             GetAt::Epoch => {
                 let way = (0..self.keys()).find(|&way| {
@@ -274,7 +279,7 @@ impl System {
         let r = s.readers[get];
         match r.at {
             GetAt::Fill => steps.go("cache_fill: loads G", |n| {
-                if n.epoch == r.epoch {
+                if n.epoch == r.epoch && !n.sleep.is_asleep() {
                     n.readers[get].at = GetAt::FillEpoch;
                 } else {
                     self.returns(n, get, r.half[0]);
@@ -503,6 +508,14 @@ impl System {
                     || self
                         .before(write)
                         .any(|earlier| s.writers[earlier].at < WriteAt::GoesOn) => {}
+            WriteAt::Idle if s.sleep.is_asleep() => steps.go("comes unseen", |n| {
+                let connection = &mut n.connections[spec.connection as usize];
+                connection.abandons = !connection.mute;
+                connection.mute = true;
+                n.writers[write].unseen = true;
+                n.writers[write].in_all = n.sleep == Sleep::Wakes;
+                n.writers[write].at = WriteAt::GoesOn;
+            }),
             WriteAt::Idle if spec.end > 0 && self.without(Without::OrderOfSole) => {
                 steps.go("write_begin: loads the quarantine", |n| {
                     n.writers[write].sole = !n.quarantine;
@@ -619,7 +632,8 @@ impl System {
     /// The reply leaves; those on its connection leave in order.
     fn ack_steps(&self, steps: &mut Steps<'_>, write: usize) {
         let spec = &self.writes[write];
-        let mute = steps.s.connections[spec.connection as usize].mute;
+        let connection = spec.connection as usize;
+        let Connection { mute, gap, .. } = steps.s.connections[connection];
         let writers = &steps.s.writers;
         let answered = |&earlier: &usize| {
             self.writes[earlier].noreply
@@ -636,6 +650,20 @@ impl System {
             at == WriteAt::ReplyLost || (WriteAt::EndRecords..=WriteAt::Ending).contains(&at)
         };
         if self.before(write).any(waits) {
+            return;
+        }
+        if steps.s.sleep.is_asleep() {
+            steps.go("its reply leaves unseen", |n| {
+                n.connections[connection].gap = true;
+                self.acked(n, write);
+            });
+            return;
+        }
+        if gap && !mute {
+            steps.go("its reply leaves behind a gap: flow_mute", |n| {
+                n.connections[connection] = Connection { mute: true, abandons: true, gap };
+                self.acked(n, write);
+            });
             return;
         }
         let unanswered = |&earlier: &usize| {
@@ -856,6 +884,9 @@ impl System {
         self.time_steps(steps);
         self.reap_steps(steps);
         self.loss_steps(steps);
+        if self.may(May::Sleep) {
+            self.sleep_steps(steps);
+        }
         if self.may(May::StealSlot) {
             thief_steps(steps);
         }
@@ -874,7 +905,11 @@ impl System {
                 }
             });
         }
-        if s.quarantine_all && !s.writers.iter().any(|w| w.in_all && unapplied(w)) {
+        // Nor does this one, which matters where a write does not move W.
+        let finding = |r: &Reader| GetAt::Idle < r.at && r.at < GetAt::Passed;
+        let waking =
+            s.sleep == Sleep::Wakes || self.may(May::Sleep) && s.readers.iter().any(finding);
+        if s.quarantine_all && !waking && !s.writers.iter().any(|w| w.in_all && unapplied(w)) {
             steps.go("BMC_APPLY_NS is over for G", |n| {
                 n.quarantine_all = false;
                 for w in n.writers.iter_mut().filter(|w| w.dropped && w.in_all) {
@@ -896,13 +931,16 @@ impl System {
     fn reap_steps(&self, steps: &mut Steps<'_>) {
         let s = steps.s;
         let reply_lost = |(w, spec): (&Writer, &Write)| {
-            !w.pending || w.at == WriteAt::ReplyLost || spec.noreply && w.at == WriteAt::Applied
+            !w.pending
+                || matches!(w.at, WriteAt::ReplyLost | WriteAt::Acked)
+                || spec.noreply && w.at == WriteAt::Applied
         };
+        let may_lose = self.may(May::LoseReplies) || self.may(May::Sleep);
         if is_pending(s.word)
             && (self.may(May::StallMemcached)
                 || self.may(May::DelayReplies)
                     && s.writers.iter().all(|w| !w.pending || w.at >= WriteAt::Applied)
-                || self.may(May::LoseReplies) && s.writers.iter().zip(&self.writes).all(reply_lost))
+                || may_lose && s.writers.iter().zip(&self.writes).all(reply_lost))
         {
             steps.go("BMC_LOST_S is over: bucket_reap", |n| {
                 n.word = (n.word & !(GEN - PEND)) + GEN;
@@ -929,12 +967,33 @@ impl System {
                 && !s.writers.iter().zip(&self.writes).any(arriving)
             {
                 steps.go("a connection is lost", |n| {
-                    n.connections[c] = Connection { mute: true, abandons: true };
+                    n.connections[c] = Connection { mute: true, abandons: true, ..connection };
                 });
             }
             if connection.abandons {
                 self.abandon(steps, c);
             }
+        }
+    }
+
+    /// `cache_look()` and `cache_wake()`
+    fn sleep_steps(&self, steps: &mut Steps<'_>) {
+        match steps.s.sleep {
+            Sleep::Before => steps.go("cache_look: adds ASLEEP to G", |n| {
+                n.sleep = Sleep::Asleep;
+            }),
+            Sleep::Asleep => steps.go("cache_wake: stores G's quarantine", |n| {
+                n.sleep = Sleep::Wakes;
+                if !self.without(Without::QuarantineOfWake) {
+                    n.quarantine_all = true;
+                    n.writers.iter_mut().filter(|w| w.unseen).for_each(|w| w.in_all = true);
+                }
+            }),
+            Sleep::Wakes => steps.go("cache_wake: adds GEN - ASLEEP to G", |n| {
+                n.sleep = Sleep::Over;
+                n.epoch += u8::from(!self.without(Without::GenOfWake));
+            }),
+            Sleep::Over => (),
         }
     }
 
