@@ -48,6 +48,11 @@ impl Bmc {
         bmc
     }
 
+    /// The instance's name.
+    pub fn instance(&self) -> &str {
+        self.net.instance()
+    }
+
     /// Runs one of its commands, which must succeed, and returns its output.
     pub fn run(&self, args: &[&str]) -> String {
         run(&mut self.command(args))

@@ -18,6 +18,7 @@ mod clients;
 mod history;
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
@@ -27,6 +28,11 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use bmc::instance::Instance;
+use bmc::kernel;
+use bmc::skel::types::bmc_global;
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -67,7 +73,7 @@ const UDP: Danger = [[true, false]; 2];
 const ALL: Danger = [[true; 2]; 2];
 
 /// The counters that are added up; they start anew with each attach.
-const TOTALS: [&str; 9] = [
+const TOTALS: [&str; 10] = [
     "get_keys",
     "hits",
     "leases",
@@ -77,6 +83,7 @@ const TOTALS: [&str; 9] = [
     "write_requests",
     "write_untracked",
     "flushes",
+    "sleeps",
 ];
 
 #[test]
@@ -152,6 +159,25 @@ fn network(name: &str) -> Net {
         &format!("neigh replace {server} lladdr {address} dev {} nud permanent", Net::DEVICE),
     );
     net
+}
+
+/// More than anybody asks for in ten seconds, in the units of bpf/sleep.bpf.h.
+const GAIN: i64 = 1 << 40;
+
+/// Has bmc look at once whether it pays to be awake, as if this had been gained since it
+/// looked last.
+fn weigh(bmc: &Bmc, gain: i64) {
+    const TEN_SECONDS: u64 = 10_000_000_000;
+    let instance = Instance::find(bmc.instance()).expect("it is attached");
+    let map = instance.dir.map("global").expect("it is pinned");
+    let global = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).expect("it is readable");
+    let lessen = |offset: usize, by: u64| {
+        let word = global.as_ref().and_then(|global| global[offset..].first_chunk());
+        let word = u64::from_ne_bytes(*word.expect("it has that word"));
+        kernel::store(&map, offset, word.wrapping_sub(by)).expect("it is ours");
+    };
+    lessen(offset_of!(bmc_global, balance), gain as u64);
+    lessen(offset_of!(bmc_global, looked), TEN_SECONDS);
 }
 
 /// Ends the round when a thread is done or panics.
@@ -268,6 +294,11 @@ impl Control<'_> {
         self.phase(500, CALM, NONE);
         bmc.run(&["flush"]);
         self.phase(1600, CALM, NONE);
+        weigh(&bmc, -GAIN);
+        self.phase(700, mood::RUDE | mood::ADVERSARY, NONE);
+        weigh(&bmc, GAIN);
+        // It learns nothing for a second after it woke.
+        self.phase(1800, CALM, NONE);
         for (signal, danger) in [(Signal::SIGKILL, ALL), (Signal::SIGTERM, NONE)] {
             self.lossy(|control| control.restart(signal));
             self.phase(1500, mood::FOLLOWED, danger);
