@@ -83,6 +83,22 @@ static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
 	return found == PACKET_SHORT ? PACKET_OTHER : found;
 }
 
+/* Whether it is a TCP segment, at a glance: of an IP packet of either version. */
+static __always_inline bool tc_is_tcp(struct __sk_buff *skb)
+{
+	void *data = DATA(skb);
+	const struct ethhdr *eth = data;
+	const struct iphdr *ip4 = data + sizeof(*eth);
+	const struct ipv6hdr *ip6 = data + sizeof(*eth);
+
+	if ((void *)(ip4 + 1) > DATA_END(skb))
+		return false;
+	return eth->h_proto == bpf_htons(ETH_P_IP)
+		       ? ip4->protocol == IPPROTO_TCP
+		       : eth->h_proto == bpf_htons(ETH_P_IPV6) &&
+				 ip6->nexthdr == IPPROTO_TCP;
+}
+
 /*
  * Stands at the payload of a TCP segment; false if there is nothing to follow. An
  * ACK alone is nothing. All that is known of the segment is in the scratch
@@ -139,16 +155,19 @@ SEC("tc")
 int bmc_tx(struct __sk_buff *skb)
 {
 	struct bmc_scratch *s = scratch();
+	bool asleep = cache_is_asleep();
 
+	if (asleep && tc_is_tcp(skb))
+		return TC_ACT_UNSPEC;
 	/* Only what a socket of this host sends: not what it forwards nor what
 	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
 	 * still has a socket, the client's.
 	 */
-	if (cache_is_asleep() || !s || !skb->sk || skb->ingress_ifindex)
+	if (!s || !skb->sk || skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
 	switch (tc_look(skb, s, WAY_OUT)) {
 	case PACKET_TCP:
-		if (tcp_payload(s))
+		if (!asleep && tcp_payload(s))
 			flow_out(skb, s);
 		break;
 	case PACKET_UDP:

@@ -2,8 +2,9 @@
 /*
  * Where hardly anybody asks over UDP, bmc costs more than it saves: the cache falls
  * asleep. G is not clean then, so that nothing is served, leased or filled, and no
- * program looks at what memcached sends: that is a segment for each reply, where a
- * client may put many commands into one, and most of what bmc costs those who use TCP.
+ * program looks at what memcached sends over TCP: that is a segment for each reply,
+ * where a client may put many commands into one, and most of what bmc costs those who
+ * use it.
  *
  * It wakes as after an attach: G moves, so that what was there before is of no use any
  * more, and whatever has come meanwhile is applied within BMC_APPLY_NS, before which

@@ -415,7 +415,7 @@ pub enum Activity {
     /// It answers what it can.
     Caching,
     /// So little is asked over UDP, for what goes on over TCP, that it would cost more than
-    /// it saves. So it holds nothing, and what memcached sends is not looked at.
+    /// it saves. So it holds nothing, and what memcached sends over TCP is not looked at.
     Asleep,
     /// Nothing, because an attach or detach was interrupted.
     Idle,

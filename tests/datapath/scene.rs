@@ -184,19 +184,6 @@ impl Scene {
         );
     }
 
-    /// The key is neither answered nor learnt, because the cache is asleep, and does not
-    /// look at the reply.
-    #[track_caller]
-    pub(crate) fn is_asleep(&self, what: &str, key: &str) {
-        let id = self.id();
-        self.passes(&format!("a GET of {key}, {what}"), &v4().get(id, &[key]), DIRTY);
-        self.replies(
-            &format!("the reply with {key}, {what}"),
-            &v4().reversed().udp(&datagram(id, &key_reply_of(key))),
-            &[],
-        );
-    }
-
     /// The key is not there, and may be learnt.
     #[track_caller]
     pub(crate) fn is_open(&self, what: &str, key: &str) {

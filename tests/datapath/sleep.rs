@@ -35,7 +35,7 @@ fn fall_asleep(scene: &Scene, tcp: &mut Connection) {
 /// Much is asked over UDP; what the cache holds then may be filled.
 #[track_caller]
 fn wake(scene: &Scene) {
-    scene.is_asleep("ten seconds are not over", "waking");
+    scene.is_closed("ten seconds are not over", "waking", DIRTY);
     scene.bmc.look_again(MUCH);
     scene.is_closed("which wakes it", "waking", QUARANTINED);
     scene.is_closed("shortly after that", "other", QUARANTINED);
@@ -54,7 +54,7 @@ fn a_cache_sleeps_until_it_pays_to_be_awake() {
     scene.bmc.look_again(-MUCH);
     scene.asks(&mut tcp, "get any\r\n", &[]);
     scene.says(&mut tcp, "END\r\n", &[]);
-    scene.is_asleep("after another look", "key");
+    scene.is_closed("after another look", "key", DIRTY);
     wake(&scene);
     assert!(!scene.has(&v4(), "key"), "an entry from before is there");
     scene.fill(&v4(), "key", 0, KEY_DATA);
@@ -128,6 +128,27 @@ fn a_lease_from_before_a_sleep_fills_nothing() {
         &v4().reversed().udp(&datagram(id, &key_reply_of("key"))),
         &[("get_replies", 1), ("fill_raced", 1)],
     );
+}
+
+/// Of replies over UDP it takes notice.
+#[test]
+fn what_was_asked_in_its_sleep_is_answered() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    let id = scene.id();
+    let (get, reply) = (v4().get(id, &["key"]), datagram(id, &key_reply_of("key")));
+    let reply = v4().reversed().udp(&reply);
+    scene.passes("the GET", &get, LEASED);
+    fall_asleep(&scene, &mut tcp);
+    scene.bmc.send(&reply);
+    for _ in 0..3 {
+        scene.passes("the same, asleep", &get, DIRTY);
+        scene.bmc.send(&reply);
+    }
+    wake(&scene);
+    scene.passes("the same, awake", &get, LEASED);
 }
 
 #[test]
