@@ -153,6 +153,7 @@ struct bmc_stats {
 	__u64 fills;
 	__u64 evictions;
 	__u64 tcp_requests;
+	__u64 tcp_writes;
 	__u64 write_requests;
 	__u64 invalidations;
 	__u64 flushes;

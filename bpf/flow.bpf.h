@@ -30,6 +30,10 @@
  *    missing, never less: a client that waits for its replies.
  * If that was wrong, a reply of the wrong kind or one too many will tell.
  *
+ * While the cache sleeps (sleep.bpf.h), a connection that sends something is ASLEEP,
+ * which is like MUTE, but what memcached sends is not looked at. When both are awake
+ * again memcached's socket tells how far that is, and the connection is MUTE.
+ *
  * Where a stream cannot be walked at all (STREAM_LOST), each segment flushes. A
  * command stream is found again when memcached has answered, the client goes
  * on, and all of its segment turns out to be commands; or when FOUND_TIMES
@@ -391,6 +395,7 @@ static __always_inline long command_step(struct walker *k)
 		goto asked;
 	}
 	k->st->write_requests++;
+	k->st->tcp_writes += !!flow;
 	if (c->kind == COMMAND_FLUSH) {
 		walk_flush(k->st, w->lag, c);
 		walk_owe_no_key(flow, w, what | OWED_FLUSH);
@@ -553,15 +558,20 @@ static __always_inline bool flow_may_wake(const struct bmc_flow *flow,
 	return flow->mode == FLOW_ASLEEP && !s->asleep;
 }
 
-/* What memcached has sent since then was not looked at: its socket knows how much. */
+/*
+ * What memcached has sent since then was not looked at: its socket knows how much. How
+ * much it owes nobody knows.
+ */
 static __always_inline void flow_wake(struct bmc_flow *flow,
-				      const struct bmc_scratch *s)
+				      struct bmc_scratch *s)
 {
 	if (!turn_take(&flow->out_turn))
 		return;
 	flow->out_next = s->snd_nxt;
 	flow->out_skip = STREAM_LOST;
 	flow->in_seen = s->snd_nxt;
+	flow->deep = true;
+	s->walk.lag = DEEP_NS;
 	smp_store_release(flow->mode, FLOW_MUTE);
 	turn_end(&flow->out_turn);
 }
@@ -834,6 +844,7 @@ __noinline int flow_in_set(struct bmc_scratch *s, struct bmc_flow *flow)
 	    c->head + c->block != s->text_len)
 		return false;
 	st->write_requests++;
+	st->tcp_writes++;
 	walk_begin(s);
 	s->walk.followed = !s->asleep;
 	s->walk.blocks = true;
@@ -883,7 +894,8 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	}
 	if (s->asleep)
 		flow_sleep(flow);
-	if (s->tcp.flags & TCP_RST)
+	/* Asleep it owes nothing, and when memcached ends it will not be seen. */
+	if (s->tcp.flags & TCP_RST || (s->asleep && s->tcp.flags & TCP_FIN))
 		flow_leave(flow, WAY_IN);
 	else if (s->tcp.flags & TCP_FIN)
 		flow_mute(flow);

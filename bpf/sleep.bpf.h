@@ -6,11 +6,11 @@
  * where a client may put many commands into one, and most of what bmc costs those who
  * use it.
  *
- * It wakes as after an attach: G moves, so that what was there before is of no use any
- * more, and whatever has come meanwhile is applied within BMC_APPLY_NS, before which
- * there is no lease. But more is known than then. What goes to memcached is looked at
- * even in its sleep, as if each connection were mute (flow.bpf.h): when items end, what
- * waits for a delayed flush_all, and where in its stream each connection is.
+ * When it wakes G moves, so that what was there before is of no use any more, and there
+ * is no lease for DEEP_NS, within which whatever has come meanwhile is applied: nobody
+ * knows how much each connection waits for. What goes to memcached is looked at even in
+ * its sleep, as if each connection were mute (flow.bpf.h): when items end, what waits
+ * for a delayed flush_all, and where in its stream each connection is.
  *
  * What it saves is guessed high: as if each key that is asked for were a hit. So a cache
  * that still has to be filled does not sleep.
@@ -24,11 +24,12 @@
 enum {
 	CPUS_MAX = 8192,
 	/* Of what memcached and the stack need for a key, some 3 us: what a request
-	 * over TCP costs, and a write besides.
+	 * over TCP costs, and besides that a write, or a segment that flushes.
 	 */
 	GAIN_KEY = 20,
 	COST_REQUEST = 1,
 	COST_WRITE = 3,
+	COST_FLUSH = 3,
 	/* To sleep saves no less than a four-thousandth of a CPU. */
 	SLEEP_GAIN = 1 << 14,
 };
@@ -49,15 +50,16 @@ static long balance_add(__u32 cpu, void *arg)
 		return 1;
 	balance->sum += READ_ONCE(st->get_keys) * GAIN_KEY -
 			READ_ONCE(st->tcp_requests) * COST_REQUEST -
-			READ_ONCE(st->write_requests) * COST_WRITE;
+			READ_ONCE(st->tcp_writes) * COST_WRITE -
+			READ_ONCE(st->tcp_unfollowed) * COST_FLUSH -
+			READ_ONCE(st->tcp_unparsed) * COST_FLUSH;
 	return 0;
 }
 
 /* The quarantine comes first, as for a write. */
 static __always_inline void cache_wake(struct bmc_global *g, __u64 word)
 {
-	quarantine_raise(&g->quarantine,
-			 bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+	quarantine_raise(&g->quarantine, bpf_ktime_get_coarse_ns() + DEEP_NS);
 	(void)__sync_val_compare_and_swap(&g->word, word,
 					  word + BMC_GEN - BMC_ASLEEP);
 }
@@ -77,13 +79,13 @@ __noinline int cache_look(__u64 now)
 	if (!g || !st)
 		return 0;
 	looked = READ_ONCE(g->looked);
-	word = READ_ONCE(g->word);
 	if ((__s64)(now - looked) < (__s64)SLEEP_NS ||
 	    __sync_val_compare_and_swap(&g->looked, looked, now) != looked)
 		return 0;
 	bpf_loop(CPUS_MAX, balance_add, &balance, 0);
 	gain = balance.sum - g->balance;
 	g->balance = balance.sum;
+	word = READ_ONCE(g->word);
 	if (word & BMC_ASLEEP) {
 		if (gain > 0)
 			cache_wake(g, word);

@@ -7,9 +7,9 @@
  * full, to another; a tag that fits leads to a flow, which proves itself by its
  * peers once its turn is taken. A connection gets in when memcached has a socket
  * for it, or is about to have one, so that nobody can fill the table with segments
- * alone; it goes when memcached's end is closed. Where there is no room, one that
- * was idle for IDLE_NS makes it. Without a place it is not followed, which is
- * safe: each of its segments flushes.
+ * alone; it goes when memcached's end is closed, or the client's while the cache
+ * sleeps. Where there is no room, one that was idle for IDLE_NS makes it. Without a
+ * place it is not followed, which is safe: each of its segments flushes.
  */
 #ifndef TABLE_BPF_H
 #define TABLE_BPF_H

@@ -29,7 +29,7 @@ use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 42] = [
+pub const COUNTERS: [(&str, &str); 43] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -41,6 +41,7 @@ pub const COUNTERS: [(&str, &str); 42] = [
     ("fills", "Entries filled"),
     ("evictions", "Entries that gave way to others"),
     ("tcp_requests", "Commands over TCP that get a reply"),
+    ("tcp_writes", "Writes over TCP"),
     ("write_requests", "Writes seen"),
     ("invalidations", "Entries dropped for a write"),
     ("flushes", "Times that every entry was forgotten"),

@@ -809,7 +809,7 @@ fn sleeps_while_all_use_tcp_and_is_right_when_it_wakes() {
         let hits = bmc.total("hits") - hits;
         hits as usize == clients.len() && bmc.total("write_untracked") == untracked
     };
-    assert!(eventually(PATIENCE, &mut written), "{}", bmc.stats());
+    assert!(eventually(Duration::from_secs(40), &mut written), "{}", bmc.stats());
     assert!(bmc.total("hits") > hits);
     assert_eq!(bmc.total("tcp_unmatched"), 0, "{}", bmc.stats());
 }

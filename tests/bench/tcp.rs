@@ -316,7 +316,7 @@ impl Bench<'_> {
         let (device, _) = PAIRS[pair];
         let arguments = self.attached.arguments();
         let bmc = arguments.map(|arguments| Bmc::attach_to(self.net, device, arguments));
-        if self.awake {
+        if self.awake && bmc.is_some() {
             self.stay_awake();
         }
         thread::sleep(2 * SETTLED);

@@ -2,11 +2,13 @@
 //! The cache asleep: while nobody asks over UDP, nothing is cached and no reply looked
 //! at; and what it knows when it wakes.
 
+use std::cell::RefCell;
 use std::thread::sleep;
 use std::time::Duration;
 
 use crate::connection::Connection;
 use crate::fixture::Config;
+use crate::fixture::FLOW_WAYS;
 use crate::packet::datagram;
 use crate::scene::DIRTY;
 use crate::scene::KEY_DATA;
@@ -83,6 +85,7 @@ fn it_pays_to_be_awake_for_one_key_in_twenty_requests() {
         return;
     };
     let mut tcp = scene.connect(&v4());
+    let other = RefCell::new(scene.connect(&v4()));
     tcp.exchange("version\r\n", "VERSION 1\r\n");
     let mut check = |what: &str, sum: i64, act: &dyn Fn(&mut Connection)| {
         println!("{what}: {sum}");
@@ -110,6 +113,7 @@ fn it_pays_to_be_awake_for_one_key_in_twenty_requests() {
     check("a GET over TCP", -1, &|tcp| tcp.exchange("get any\r\n", "END\r\n"));
     check("two of them", -2, &|tcp| tcp.exchange("get a\r\nget b\r\n", "END\r\nEND\r\n"));
     check("a SET", -4, &|tcp| tcp.exchange("set any 0 0 1\r\nx\r\n", "STORED\r\n"));
+    check("one that is not understood", -3, &|_| other.borrow_mut().request("nonsense\r\n"));
     check("a SET without a reply", -3, &|tcp| tcp.request("set a 0 0 1 noreply\r\nx\r\n"));
 }
 
@@ -163,6 +167,38 @@ fn a_write_in_its_sleep_closes_its_key() {
     wake(&scene);
     scene.is_closed("as on a mute connection", "key", QUARANTINED);
     scene.is_closed("as on a mute connection", "gone", QUARANTINED);
+}
+
+/// Nobody knows how long memcached needs for what it has got meanwhile.
+#[test]
+fn a_connection_that_slept_may_have_much_under_way() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    fall_asleep(&scene, &mut tcp);
+    tcp.exchange("get any\r\n", "END\r\n");
+    scene.bmc.look_again(MUCH);
+    scene.asks(&mut tcp, "delete key\r\n", UNTRACKED);
+    sleep(Duration::from_millis(1100));
+    scene.is_closed("after a second", "other", QUARANTINED);
+    scene.bmc.end_quarantine();
+    scene.is_closed("after a second", "key", QUARANTINED);
+}
+
+/// More connections than there is room for, one after the other.
+#[test]
+fn a_connection_that_ends_in_its_sleep_makes_room() {
+    let Some(scene) = Scene::load(&Config { flow_sets: 1, ..Config::default() }) else {
+        return;
+    };
+    let mut tcp = scene.connect(&v4());
+    fall_asleep(&scene, &mut tcp);
+    for _ in 0..2 * FLOW_WAYS {
+        let mut tcp = scene.connect(&v4());
+        scene.asks(&mut tcp, "get any\r\n", &[]);
+        tcp.finish();
+    }
 }
 
 #[test]

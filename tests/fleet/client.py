@@ -67,12 +67,14 @@ class Node:
             raise Lost from error
 
     def lives_on(self):
-        """Which life this is of its lives; 0: it is dead."""
-        try:
-            self.ask_tcp(b"mn\r\n", b"MN\r\n")
-            return self.lives
-        except Lost:
-            return 0
+        """Which life this is of its lives; 0: it is dead, and nobody listens."""
+        for _ in range(2):  # a connection may be closed before the listener is
+            try:
+                self.ask_tcp(b"mn\r\n", b"MN\r\n")
+                return self.lives
+            except Lost:
+                pass
+        return 0
 
     def value(self, key, counts):
         """What it holds. Raises Lost."""
@@ -227,7 +229,9 @@ class Process:
         try:
             values = {key: node.value(key, counts) for key in keys}
         except Lost:
-            life, values = 0, {}
+            life, values = node.lives_on(), {}
+            if life:
+                return  # it came back at once
         answer = node.get(keys, life, counts)
         after = node.lives_on()
         if life and life == after:

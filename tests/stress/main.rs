@@ -199,6 +199,8 @@ struct Round<'a> {
     totals: BTreeMap<&'static str, u64>,
     log: Log,
     mode: &'static str,
+    /// The cache falls asleep and wakes, which takes long.
+    sleeps: bool,
 }
 
 impl<'a> Round<'a> {
@@ -215,12 +217,13 @@ impl<'a> Round<'a> {
         };
         let log = Log::new(0);
         let mode = MODES[(number - 1) % MODES.len()];
-        Self { net, world, history: Vec::new(), totals: BTreeMap::new(), log, mode }
+        let sleeps = number % 4 == 1;
+        Self { net, world, history: Vec::new(), totals: BTreeMap::new(), log, mode, sleeps }
     }
 
     fn run(&mut self, rng: &mut Rng, memcached: Memcached) -> Memcached {
         self.world.chaos.set(0, NONE);
-        let Self { net, world, totals, log, mode, .. } = self;
+        let Self { net, world, totals, log, mode, sleeps, .. } = self;
         let world = &*world;
         let mut logs = Vec::new();
         let memcached = thread::scope(|scope| {
@@ -251,7 +254,7 @@ impl<'a> Round<'a> {
             });
             let memcached = {
                 let _end = EndRound(&world.stop, true);
-                Control { net, world, totals, log, mode, memcached }.run()
+                Control { net, world, totals, log, mode, sleeps: *sleeps, memcached }.run()
             };
             for client in threads {
                 logs.push(client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
@@ -273,6 +276,7 @@ struct Control<'a> {
     totals: &'a mut BTreeMap<&'static str, u64>,
     log: &'a mut Log,
     mode: &'static str,
+    sleeps: bool,
     memcached: Memcached,
 }
 
@@ -294,11 +298,13 @@ impl Control<'_> {
         self.phase(500, CALM, NONE);
         bmc.run(&["flush"]);
         self.phase(1600, CALM, NONE);
-        weigh(&bmc, -GAIN);
-        self.phase(700, mood::RUDE | mood::ADVERSARY, NONE);
-        weigh(&bmc, GAIN);
-        // It learns nothing for a second after it woke.
-        self.phase(1800, CALM, NONE);
+        if self.sleeps {
+            weigh(&bmc, -GAIN);
+            self.phase(700, mood::RUDE | mood::ADVERSARY, NONE);
+            weigh(&bmc, GAIN);
+            // It learns nothing for ten seconds after it woke.
+            self.phase(12_000, CALM, NONE);
+        }
         for (signal, danger) in [(Signal::SIGKILL, ALL), (Signal::SIGTERM, NONE)] {
             self.lossy(|control| control.restart(signal));
             self.phase(1500, mood::FOLLOWED, danger);
