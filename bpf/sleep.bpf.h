@@ -65,21 +65,18 @@ static __always_inline void cache_wake(struct bmc_global *g, __u64 word)
 }
 
 /*
- * Falls asleep or wakes, by what was asked since the last look. If G moves meanwhile,
- * the next look will do it.
+ * Falls asleep or wakes, by what was asked since the last look, which was at `looked`;
+ * one CPU does. If G moves meanwhile, the next look will do it.
  */
-__noinline int cache_look(__u64 now)
+__noinline int cache_look(__u64 looked, __u64 now)
 {
 	struct bmc_global *g = cache_global();
 	struct balance balance = {};
 	struct bmc_stats *st = stats();
-	__u64 looked, word;
+	__u64 word;
 	__s64 gain;
 
-	if (!g || !st)
-		return 0;
-	looked = READ_ONCE(g->looked);
-	if ((__s64)(now - looked) < (__s64)SLEEP_NS ||
+	if (!g || !st ||
 	    __sync_val_compare_and_swap(&g->looked, looked, now) != looked)
 		return 0;
 	bpf_loop(CPUS_MAX, balance_add, &balance, 0);
@@ -108,11 +105,14 @@ static __always_inline bool cache_is_asleep(void)
 static __always_inline bool cache_sleeps(void)
 {
 	struct bmc_global *g = cache_global();
-	__u64 now = flow_now();
+	__u64 now = flow_now(), looked;
 
-	if (g && unlikely((__s64)(now - READ_ONCE(g->looked)) >= (__s64)SLEEP_NS))
-		cache_look(now);
-	return cache_is_asleep();
+	if (!g)
+		return false;
+	looked = READ_ONCE(g->looked);
+	if (unlikely((__s64)(now - looked) >= (__s64)SLEEP_NS))
+		cache_look(looked, now);
+	return READ_ONCE(g->word) & BMC_ASLEEP;
 }
 
 #endif /* SLEEP_BPF_H */
