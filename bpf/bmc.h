@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 12,
+	BMC_LAYOUT = 13,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -25,23 +25,23 @@ enum bmc_limit {
 	BMC_PORTS_MAX = 16, /* --port */
 	BMC_ALLOW_MAX = 32, /* --allow, for each address family */
 
-	BMC_WAYS = 7, /* entries of one index bucket */
+	BMC_WAYS = 8, /* entries of one index bucket */
 
-	BMC_SLAB_SHIFT = 20, /* a slab is 1 MiB, as memcached's page */
+	BMC_SLAB_SHIFT = 18, /* a slab is 256 KiB */
 	BMC_SLAB_SIZE = 1 << BMC_SLAB_SHIFT,
-	BMC_UNIT_SHIFT = 5, /* slots are halves of cache lines */
+	BMC_UNIT_SHIFT = 4, /* slots are quarters of cache lines */
 	BMC_UNIT = 1 << BMC_UNIT_SHIFT,
-	BMC_SLOT_MAX = 1440, /* header + BMC_REPLY_MAX, in whole units */
-	BMC_CLASSES = 16,
+	BMC_SLOT_MAX = 1408, /* the largest text in its place, in whole units */
+	BMC_CLASSES = 32,
 
 	BMC_SERVERS = 128, /* addresses and ports that memcacheds answer from */
 	BMC_AGE_SHIFT = 26, /* ages are in 2^26 ns, which is 67 ms */
 };
 
-/* Where a slot keeps its text, and behind "VALUE " the key. */
+/* Where the key of a slot is, and where its text would start with "VALUE ". */
 enum bmc_slot_offset {
-	BMC_SLOT_TEXT = 30,
-	BMC_SLOT_KEY = 36,
+	BMC_SLOT_TEXT = 16,
+	BMC_SLOT_KEY = 22,
 };
 
 /*
@@ -66,24 +66,25 @@ enum bmc_word {
 /* One cache line. A way is 0 when empty, else see cache.bpf.h. */
 struct bmc_bucket {
 	__u64 word;
-	__u64 ways[BMC_WAYS];
+	__u64 asked; /* how often for what is not there, see heat.bpf.h */
+	__u32 ways[BMC_WAYS];
+	__u16 tags[BMC_WAYS];
 };
 
 /*
  * The head of a slot and, reaching beyond it, the text that memcached sent:
- * "VALUE <key> <flags> <bytes>\r\n<data>\r\n", without "END\r\n".
+ * "VALUE <key> <flags> <bytes>\r\n<data>\r\n", without "VALUE " and "END\r\n".
  */
 struct bmc_slot {
-	__u64 hash; /* of the key */
 	__u64 epoch_len; /* GEN of G when the lease was taken, above 16 bits: text */
 	__u32 seq; /* odd while the slot is being written */
 	__u32 deadline; /* as an age; no hit from then on */
-	__u16 csum; /* ones' complement sum of the text, not inverted */
+	__u16 csum; /* ones' complement sum of the whole text, not inverted */
 	__u8 klen;
 	__u8 heat; /* how often it is asked for, see heat.bpf.h */
 	__u8 server; /* memcached's number in bmc_servers */
 	__u8 class;
-	__u8 text[2]; /* its start, "VA" */
+	__u8 key[2]; /* its start */
 };
 
 /* A memcached as its clients write it. Numbers are handed out once and stay. */
@@ -96,7 +97,6 @@ struct bmc_server {
 };
 
 _Static_assert(sizeof(struct bmc_bucket) == 64, "a bucket is a cache line");
-_Static_assert(sizeof(struct bmc_slot) == BMC_UNIT, "the head is a unit");
 
 /* How much of each thing there is, and how to behave: set before load. */
 struct bmc_prefix4 {

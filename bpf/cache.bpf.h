@@ -9,13 +9,10 @@
  * part of the slot: a number, given to each address, port and tag that one
  * answers from, and compared with them in full.
  *
- * A way of a bucket is one word, so that it changes in one store:
- *
- *   bits 32-63  tag, the upper half of the key's hash
- *   bits 0-31   1 + (slab << UNITS_SHIFT | offset in the slab / BMC_UNIT)
- *
- * A slot proves itself by its content: a way that points to a slot which has
- * meanwhile been given to another key is just a miss.
+ * A way of a bucket is the address of a slot, plus 1, and has a tag: 16 bits of the
+ * key's hash. A slot proves itself by its content: a way that leads to a slot which
+ * has meanwhile been given to another key, or one whose tag is another one's, is
+ * just a miss.
  *
  * Who may do what:
  *   - cache_find() takes no lock and writes nothing but the slot's heat, and
@@ -40,17 +37,6 @@ static __always_inline bool is_clean(__u64 word)
 	return !(word & (BMC_GEN - 1));
 }
 
-/* A slot as far as its key goes. */
-struct slot_key {
-	struct bmc_slot slot;
-	__u8 text[BMC_SLOT_KEY - sizeof(struct bmc_slot) + KEY_WORDS * 8];
-};
-
-static __always_inline __u64 slot_key_word(const struct slot_key *k, __u32 i)
-{
-	return *(const __u64 *)((const __u8 *)k + BMC_SLOT_KEY + i * 8);
-}
-
 /* Whether the slot holds the key in s, for the memcached that s asks. */
 static __always_inline bool slot_is(const struct slot_key *k,
 				    const struct bmc_scratch *s)
@@ -60,8 +46,7 @@ static __always_inline bool slot_is(const struct slot_key *k,
 	__u32 words = klen / 8, rest = klen % 8 * 8;
 	__u64 differ;
 
-	if (k->slot.hash != s->hash || klen != s->klen ||
-	    k->slot.server != s->server)
+	if (klen != s->klen || k->slot.server != s->server)
 		return false;
 	/* The bits of the last word that are the key's: none if rest is 0. */
 	differ = (slot_key_word(k, words) ^ s->key[words]) & ((1ULL << rest) - 1);
@@ -183,6 +168,12 @@ __noinline int text_rest(struct bmc_scratch *s, const struct text *text, __u32 l
 	return 0;
 }
 
+/* The first eight bytes of a slot's text. */
+static __always_inline __u64 text_first(const struct text *text)
+{
+	return *(const __u64 *)text >> 48 << 48 | TEXT_VALUE_;
+}
+
 /*
  * Copies a text to this CPU's memory, behind those that are there; there is room.
  * Not by a helper: a call costs as much as many words, where returns are guarded
@@ -193,9 +184,10 @@ static __always_inline void text_copy(struct bmc_scratch *s, __u64 at,
 {
 	for (__u32 i = 0; i < COPY_FIRST; i += COPY_LINE) {
 		if (i >= len)
-			return;
+			break;
 		line_copy(s->frame + HEAD_MAX + at + i, text->bytes + i);
 	}
+	*(__u64 *)(s->frame + HEAD_MAX + at) = text_first(text);
 	if (len > COPY_FIRST)
 		text_rest(s, text, len);
 }
@@ -223,6 +215,7 @@ static __always_inline int find(struct bmc_scratch *s)
 {
 	struct bmc_global *g = cache_global();
 	struct bmc_bucket *b = cache_bucket(s->hash);
+	__u16 tag = way_tag(s->hash);
 	int found = FIND_MISS;
 	__u64 word, epoch;
 
@@ -239,14 +232,14 @@ static __always_inline int find(struct bmc_scratch *s)
 		return FIND_MISS;
 
 	for (int i = 0; i < BMC_WAYS; i++) {
-		__u64 way = READ_ONCE(b->ways[i]), len, at;
 		struct bmc_slot *slot;
+		__u64 len, at;
 		__u16 csum;
 		__u32 seq;
 
-		if (!way_is(way, s->hash))
+		if (READ_ONCE(b->tags[i]) != tag)
 			continue;
-		slot = way_slot(way);
+		slot = way_slot(READ_ONCE(b->ways[i]));
 		if (!slot)
 			continue;
 		seq = READ_ONCE(slot->seq);
@@ -292,10 +285,10 @@ __noinline int cache_find(struct bmc_scratch *s)
 static __always_inline void bucket_forget(struct bmc_bucket *b, __u64 hash)
 {
 	for (int i = 0; i < BMC_WAYS; i++) {
-		__u64 way = READ_ONCE(b->ways[i]);
+		__u32 way = READ_ONCE(b->ways[i]);
 		struct bmc_slot *slot;
 
-		if (!way_is(way, hash))
+		if (!way || READ_ONCE(b->tags[i]) != way_tag(hash))
 			continue;
 		WRITE_ONCE(b->ways[i], 0);
 		/* Tell the eviction. If the slot has a new owner by now, that
@@ -311,59 +304,52 @@ enum fill { FILL_DONE = 0, FILL_RACED, FILL_ADMISSION, FILL_EXPIRY };
 
 /*
  * Which way of a locked bucket the key in s shall have: its own, an empty one,
- * a dead one, or that asked for least, if that is less than the newcomer. The
- * number of its word in the bucket, 1 to 7; 0 if there is none. Other keys' slots
- * are looked at only if no way is empty: each is memory far from here.
+ * a dead one, or that asked for least, if that is less than the newcomer. Its number,
+ * or BMC_WAYS if there is none. Other keys' slots are looked at only if no way is
+ * empty: each is memory far from here.
  */
-__noinline int bucket_way(const struct bmc_bucket *b, const struct bmc_scratch *s,
-			  const struct choice *choice)
+__noinline __u32 bucket_way(const struct bmc_bucket *b,
+			    const struct bmc_scratch *s,
+			    const struct choice *choice)
 {
-	int empty = 0, cold = 0;
-	__u32 least;
+	__u32 empty = BMC_WAYS, cold = BMC_WAYS, least;
 
 	if (!b || !s || !choice)
-		return 0;
-	for (int i = 0; i < BMC_WAYS; i++) {
-		__u64 way = READ_ONCE(b->ways[i]);
+		return BMC_WAYS;
+	for (__u32 i = 0; i < BMC_WAYS; i++) {
+		__u32 way = READ_ONCE(b->ways[i]);
 		struct bmc_slot *slot;
 
 		if (!way)
-			empty = i + 1;
-		if (!way_is(way, s->hash))
+			empty = i;
+		if (!way || READ_ONCE(b->tags[i]) != way_tag(s->hash))
 			continue;
 		slot = way_slot(way);
 		if (slot && slot_holds((void *)slot, s))
-			return i + 1;
+			return i;
 	}
-	if (empty)
+	if (empty < BMC_WAYS)
 		return empty;
 	least = choice->count;
-	for (int i = 0; i < BMC_WAYS; i++) {
-		__u64 way = READ_ONCE(b->ways[i]);
-		struct bmc_slot *slot;
-		__u32 count;
+	for (__u32 i = 0; i < BMC_WAYS; i++) {
+		struct bmc_slot *slot = way_slot(READ_ONCE(b->ways[i]));
+		__u32 count = slot ? slot_count(slot, choice) : 0;
 
-		if (!way)
-			return i + 1;
-		slot = way_slot(way);
-		if (!slot)
-			return i + 1;
-		count = slot_count(slot, choice);
-		if (!way_is(way, slot->hash) || !count)
-			return i + 1; /* moved on, or of no use any more */
+		if (!count)
+			return i;
 		if (count < least) {
-			cold = i + 1;
+			cold = i;
 			least = count;
 		}
 	}
 	return cold;
 }
 
-/* The ones' complement sum of the slot's text. */
+/* The ones' complement sum of the slot's text, of which `len` bytes are there. */
 static __always_inline __u16 text_csum(__u8 *text, __u64 len)
 {
 	__u64 rest = len & 3, whole = len & ~3ULL;
-	__s64 sum = 0;
+	__s64 sum = TEXT_VALUE_SUM;
 	__u8 *last;
 
 	/* bpf_csum_diff() wants whole words: what is left over is masked out of
@@ -402,10 +388,9 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	struct bmc_pool *pool = slab_pool();
 	struct bmc_hands *hands = slab_hands();
 	struct choice choice = { .now = age_now() };
-	__u64 word, old, life;
+	__u64 word, life, stored = (__u64)len - VALUE_LEN;
 	int done = FILL_ADMISSION;
-	__u64 *way;
-	__u32 n;
+	__u32 n, *way, old;
 	struct bmc_slot *slot;
 	struct bmc_bucket *b;
 	__s64 ref;
@@ -413,7 +398,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (!s || !g || !pool || !hands || c >= BMC_CLASSES)
 		return FILL_RACED;
 	b = cache_bucket(s->hash);
-	if (!b || READ_ONCE(g->word) != s->epoch || len > BMC_REPLY_MAX || !len)
+	if (!b || READ_ONCE(g->word) != s->epoch || stored > BMC_REPLY_MAX)
 		return FILL_RACED;
 	life = expiry_life(s->hash, s->epoch) >> BMC_AGE_SHIFT;
 	if (!life)
@@ -424,35 +409,40 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	era_step(g, pool, hands);
 	choice.epoch = s->epoch;
 	choice.era = READ_ONCE(g->era);
-	choice.count = heat_miss(bucket_of(s->hash), s->hash, choice.era);
+	choice.count = heat_miss(b, s->hash, choice.era);
 	word = s->word;
 	if (__sync_val_compare_and_swap(&b->word, word, word | BMC_LOCK) != word)
 		return FILL_RACED;
 
-	n = bucket_way(b, s, &choice) & BMC_WAYS;
-	if (!n)
+	n = bucket_way(b, s, &choice);
+	if (n >= BMC_WAYS)
 		goto unlock;
+	bounded(n, BMC_WAYS - 1);
 	/* The way's own slot is used again if the size fits, else freed. */
-	way = &b->word + n;
+	way = &b->ways[n];
 	old = READ_ONCE(*way);
 	ref = -1;
 	slot = old ? way_slot(old) : NULL;
-	if (slot && way_is(old, slot->hash) && slot_take(slot)) {
-		if (slot->hash != s->hash)
-			count_eviction(slot, &choice);
+	if (slot && slot_take(slot)) {
 		/* Between look and take it may have changed hands. */
-		if (way_is(old, slot->hash) && slot->class == c) {
-			ref = (__u32)old - 1;
-		} else {
-			if (way_is(old, slot->hash))
-				slot->deadline = 0;
+		if (READ_ONCE(*way) != old) {
 			slot_release(slot);
+		} else {
+			if (!slot_holds((void *)slot, s))
+				count_eviction(slot, &choice);
+			if (slot->class == c) {
+				ref = old - 1;
+			} else {
+				slot->deadline = 0;
+				slot_release(slot);
+			}
 		}
 	}
 	if (ref < 0) {
 		ref = slot_fresh(c);
+		bounded(c, BMC_CLASSES - 1);
 		if (ref < 0 && !READ_ONCE(pool->classes[c].first)) {
-			c = class_larger(pool, c);
+			c = class_larger(c);
 			ref = slot_fresh(c);
 		}
 		if (ref < 0)
@@ -467,23 +457,28 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 		goto unlock;
 
 	/* From here on the slot is ours: its number is odd. */
-	slot->hash = s->hash;
 	slot->epoch_len = s->epoch >> 17 << 16 | len;
 	slot->deadline = choice.now + life;
 	slot->server = s->server;
 	slot->klen = s->klen;
 	slot->heat = heat_make(choice.count, choice.era);
 	slot->class = c;
-	if (!skb_load(skb, off, slot_text(slot), len, BMC_REPLY_MAX)) {
+	/* By its key whoever takes the slot next finds the way to it: the packet
+	 * must not have changed since it was looked at.
+	 */
+	if (!skb_load(skb, off + VALUE_LEN, (__u8 *)slot + BMC_SLOT_KEY, stored,
+		      BMC_REPLY_MAX) ||
+	    !slot_holds((void *)slot, s)) {
 		slot->klen = 0;
 		slot->deadline = 0;
 		WRITE_ONCE(*way, 0);
 		slot_release(slot);
 		goto unlock;
 	}
-	slot->csum = text_csum(slot_text(slot), len);
-	/* While the slot is still ours: whoever takes it next finds its way. */
-	WRITE_ONCE(*way, way_make(s->hash, slab, unit));
+	slot->csum = text_csum((__u8 *)slot + BMC_SLOT_KEY, stored);
+	/* While the slot is still ours: whoever takes it next finds it. */
+	WRITE_ONCE(b->tags[n], way_tag(s->hash));
+	WRITE_ONCE(*way, way_make(ref));
 	slot_release(slot);
 
 	if (__sync_val_compare_and_swap(&b->word, word | BMC_LOCK,

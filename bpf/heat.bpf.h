@@ -2,18 +2,18 @@
 /*
  * How often keys are asked for: what the choice of who stays goes by. An entry
  * counts its hits, until the count is full: what is asked for most writes least.
- * Keys that are not there are counted in bmc_asked, and a newcomer takes the place
- * of what was asked for less often than itself (TinyLFU: Einziger et al., ACM TOS
- * 2017).
+ * Keys that are not there are counted in their bucket, and a newcomer takes the
+ * place of what was asked for less often than itself (TinyLFU: Einziger et al., ACM
+ * TOS 2017).
  *
  * Every count says in which era it was last touched, and is halved for each that
  * has passed since: so all of them age and nobody has to go round. An era ends
  * after as many misses as ERA_MISSES times the entries that there is room for.
  *
- * A word of bmc_asked belongs to the keys of one bucket and holds the four that
- * count most. Tags tell them apart: what counts little is lost when another one
- * comes, not added to another one's count as in a sketch of counters, which needs
- * four times the memory to keep the same entries.
+ * A bucket has a word for this, which holds the four keys that count most. Tags
+ * tell them apart: what counts little is lost when another one comes, not added to
+ * another one's count as in a sketch of counters, which needs four times the memory
+ * to keep the same entries.
  *
  *   bits 60-63  era
  *   4 times     tag, 12 bits, above a count of 3
@@ -28,7 +28,7 @@ enum {
 	HEAT_BITS = 3,
 	HEAT_MAX = (1 << HEAT_BITS) - 1,
 	HEAT_ERAS = (1 << (8 - HEAT_BITS)) - 1, /* eras that an entry tells apart */
-	ERA_MISSES = 5,
+	ERA_MISSES = 7,
 	ASKED_CELLS = 4,
 	ASKED_CELL = 15, /* bits */
 	ASKED_ERA = ASKED_CELLS * ASKED_CELL,
@@ -69,15 +69,15 @@ static __always_inline void heat_hit(struct bmc_slot *slot, __u64 era)
 }
 
 /* A key of that bucket was asked for and not there. Says how often by now. */
-__noinline __u32 heat_miss(__u32 bucket, __u64 hash, __u64 era)
+__noinline __u32 heat_miss(struct bmc_bucket *b, __u64 hash, __u64 era)
 {
-	__u64 *cells = bpf_map_lookup_elem(&bmc_asked, &bucket), w;
 	__u32 tag = hash >> (64 - ASKED_CELL + HEAT_BITS), eras;
 	__u32 place = 0, least = HEAT_MAX + 1, count = 0;
+	__u64 w;
 
-	if (!cells)
+	if (!b)
 		return 0;
-	w = READ_ONCE(*cells);
+	w = READ_ONCE(b->asked);
 	eras = (era - (w >> ASKED_ERA)) & 15;
 	if (eras > HEAT_BITS)
 		eras = HEAT_BITS;
@@ -100,8 +100,8 @@ __noinline __u32 heat_miss(__u32 bucket, __u64 hash, __u64 era)
 	}
 	count = heat_more(count);
 	w &= ~(ASKED_MASK << place | 15ULL << ASKED_ERA);
-	WRITE_ONCE(*cells, w | ((__u64)tag << HEAT_BITS | count) << place |
-				   era << ASKED_ERA);
+	WRITE_ONCE(b->asked, w | ((__u64)tag << HEAT_BITS | count) << place |
+				     era << ASKED_ERA);
 	return count;
 }
 

@@ -131,14 +131,6 @@ struct {
 	__type(value, struct bmc_server);
 } bmc_servers SEC(".maps");
 
-/* How often keys were asked for that were not there: see heat.bpf.h. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} bmc_asked SEC(".maps");
-
 /* For each slab: its class and the next slab (plus one) of that class. */
 struct bmc_slab_meta {
 	__u64 since; /* when it began to rest, ns */

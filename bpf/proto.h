@@ -42,6 +42,8 @@ enum {
 	 (__u64)(e) << 32 | (__u64)(f) << 40 | (__u64)(g) << 48 |             \
 	 (__u64)(h) << 56)
 
+#define TEXT_VALUE_ NAME('V', 'A', 'L', 'U', 'E', ' ', 0, 0)
+#define TEXT_VALUE_SUM (('V' | 'A' << 8) + ('L' | 'U' << 8) + ('E' | ' ' << 8))
 #define TEXT_STORED NAME('S', 'T', 'O', 'R', 'E', 'D', '\r', '\n')
 
 /*

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
 /*
- * Where entries lie: slots of several sizes, the classes, cut from slabs of 1 MiB
- * of ONE array map. Which slot a newcomer gets: one of its class that was never
+ * Where entries lie: slots of several sizes, the classes, cut from slabs of 256
+ * KiB of ONE array map. Which slot a newcomer gets: one of its class that was never
  * used, or that of the victim. Fills only.
  *
  * Memory follows what is stored. Where the victim of one class was asked for more
@@ -26,6 +26,7 @@ enum {
 	SEEK_EVERY = 16, /* misses from sample to sample */
 	GAIN = 2, /* so much more often must a byte be asked for */
 	REST_SHARE = 8, /* of the slabs so many rest, at most */
+	KEPT_SHARE = 16, /* and are kept for sizes that nobody has stored yet */
 	CLASS_NONE = BMC_CLASSES,
 };
 
@@ -34,14 +35,16 @@ enum {
 
 /* Sizes of the classes in units: those that waste least of them on the values of
  * Facebook's ETC and USR pools (Atikoglu et al., SIGMETRICS 2012) and of Twitter's
- * clusters (Yang et al., OSDI 2020), taken together.
+ * clusters (Yang et al., OSDI 2020), taken together: see tests/bench/density.rs.
  */
-const volatile __u8 class_units[BMC_CLASSES] = { 2,  3,	 4,  5,	 6,  7,	 8,  10,
-						 12, 14, 17, 20, 24, 29, 36, 45 };
+const volatile __u8 class_units[BMC_CLASSES] = {
+	3,  4,	5,  6,	7,  8,	9,  10, 11, 12, 13, 14, 16, 18, 20, 22,
+	24, 26, 28, 31, 34, 37, 40, 43, 47, 51, 55, 60, 66, 73, 80, 88,
+};
 
 _Static_assert(BMC_SLOT_TEXT + BMC_REPLY_MAX - END_LEN <= BMC_SLOT_MAX,
 	       "the largest reply fits the largest slot");
-_Static_assert(45 * BMC_UNIT == BMC_SLOT_MAX,
+_Static_assert(88 * BMC_UNIT == BMC_SLOT_MAX,
 	       "the last class is the largest slot");
 
 static __always_inline struct bmc_global *cache_global(void)
@@ -77,19 +80,20 @@ static __always_inline struct bmc_bucket *cache_bucket(__u64 hash)
 	return bpf_map_lookup_elem(&bmc_index, &bucket);
 }
 
-static __always_inline __u64 way_make(__u64 hash, __u32 slab, __u32 unit)
+/* A slot's address is "slab << UNITS_SHIFT | unit". */
+static __always_inline __u32 way_make(__u32 address)
 {
-	return (hash >> 32 << 32) | ((slab << UNITS_SHIFT | unit) + 1);
+	return address + 1;
 }
 
-static __always_inline bool way_is(__u64 way, __u64 hash)
+static __always_inline __u16 way_tag(__u64 hash)
 {
-	return way && way >> 32 == hash >> 32;
+	return hash >> 48;
 }
 
 /*
  * A slot starts so low in its slab that the largest one fits behind it: one
- * bound serves all classes, at the price of 0.2 % of the slab.
+ * bound serves all classes, at the price of 0.6 % of the slab.
  */
 static __always_inline struct bmc_slot *slot_at(__u32 slab, __u32 unit)
 {
@@ -101,13 +105,14 @@ static __always_inline struct bmc_slot *slot_at(__u32 slab, __u32 unit)
 	return (void *)s + off;
 }
 
-static __always_inline struct bmc_slot *way_slot(__u64 way)
+static __always_inline struct bmc_slot *way_slot(__u32 way)
 {
-	__u32 ref = (__u32)way - 1;
+	__u32 address = way - 1;
 
-	return slot_at(ref >> UNITS_SHIFT, ref);
+	return slot_at(address >> UNITS_SHIFT, address);
 }
 
+/* Where its text would start: "VALUE " is not there, but what precedes the key. */
 static __always_inline __u8 *slot_text(struct bmc_slot *slot)
 {
 	return (__u8 *)slot + BMC_SLOT_TEXT;
@@ -121,21 +126,29 @@ static __always_inline bool slot_is_dead(const struct bmc_slot *slot, __u32 now,
 	       slot->epoch_len >> 16 != epoch >> 17;
 }
 
-static __always_inline __u32 class_for(__u32 len)
+/* The class of a text of so many bytes. For the verifier's sake a function: its
+ * caller goes on with one number.
+ */
+__noinline __u32 class_for(__u32 len)
 {
+	__u32 units = (BMC_SLOT_TEXT + len + BMC_UNIT - 1) >> BMC_UNIT_SHIFT;
 	__u32 c = 0;
 
-	for (; c < BMC_CLASSES - 1; c++)
-		if (BMC_SLOT_TEXT + len <= (__u32)class_units[c] << BMC_UNIT_SHIFT)
-			break;
+	for (__u32 step = BMC_CLASSES / 2; step; step /= 2)
+		if (class_units[c + step - 1] < units)
+			c += step;
 	return c;
 }
 
 /* Where entries of class c are kept that has no memory: the next one that has. */
-static __always_inline __u32 class_larger(const struct bmc_pool *pool, __u32 c)
+__noinline __u32 class_larger(__u32 c)
 {
-	for (__u32 i = c; i < BMC_CLASSES; i++)
-		if (READ_ONCE(pool->classes[i].first))
+	struct bmc_pool *pool = slab_pool();
+
+	if (!pool)
+		return c;
+	for (__u32 i = 0; i < BMC_CLASSES; i++)
+		if (i >= c && READ_ONCE(pool->classes[i].first))
 			return i;
 	return c;
 }
@@ -160,12 +173,43 @@ static __always_inline void slot_release(struct bmc_slot *slot)
 	(void)__sync_fetch_and_add(&slot->seq, 1);
 }
 
-/* Removes the way that leads to the slot, if its bucket still has it. */
-static __always_inline void slot_unlink(struct bmc_slot *slot, __u32 slab,
-					__u32 unit)
+/* A slot as far as its key goes. */
+struct slot_key {
+	struct bmc_slot slot;
+	__u8 text[BMC_SLOT_KEY - sizeof(struct bmc_slot) + KEY_WORDS * 8];
+};
+
+static __always_inline __u64 slot_key_word(const struct slot_key *k, __u32 i)
 {
-	struct bmc_bucket *b = cache_bucket(slot->hash);
-	__u64 way = way_make(slot->hash, slab, unit);
+	return *(const __u64 *)((const __u8 *)k + BMC_SLOT_KEY + i * 8);
+}
+
+/* The hash of its key, which nobody may be writing. */
+__noinline __u64 slot_hash(const struct slot_key *k)
+{
+	__u32 klen, words, rest;
+	__u64 sum;
+
+	if (!k)
+		return 0;
+	/* A byte: the verifier sees that no word is beyond the key's room. */
+	klen = READ_ONCE(k->slot.klen);
+	words = klen / 8;
+	rest = klen % 8 * 8;
+	sum = hash_word(words, slot_key_word(k, words) & ((1ULL << rest) - 1));
+	for (__u32 i = 0; i < KEY_WORDS - 1; i++) {
+		if (i >= words)
+			break;
+		sum += hash_word(i, slot_key_word(k, i));
+	}
+	return hash_end(sum, klen);
+}
+
+/* Removes the way that leads to the slot, if its bucket still has it. */
+static __always_inline void slot_unlink(struct bmc_slot *slot, __u32 address)
+{
+	struct bmc_bucket *b = cache_bucket(slot_hash((void *)slot));
+	__u32 way = way_make(address);
 
 	if (!b)
 		return;
@@ -225,12 +269,10 @@ static __always_inline bool class_grow(struct bmc_pool *pool, __u32 c,
 	__u32 slab, older, kept;
 
 	bpf_spin_lock(&pool->lock);
-	/* The last slabs are for the classes that have none yet, but of little
-	 * memory no more than a quarter.
-	 */
+	/* The last slabs are for the classes that have none yet. */
 	kept = BMC_CLASSES - pool->begun;
-	if (kept > cfg.slabs / 4)
-		kept = cfg.slabs / 4;
+	if (kept > cfg.slabs / KEPT_SHARE)
+		kept = cfg.slabs / KEPT_SHARE;
 	if ((class->newest && class->taken < slots) ||
 	    (!rested && pool->slabs + (class->first ? kept : 0) >= cfg.slabs)) {
 		bpf_spin_unlock(&pool->lock);
@@ -263,7 +305,7 @@ static __always_inline bool class_grow(struct bmc_pool *pool, __u32 c,
 
 /*
  * A slot never used before, or not since its slab was another class's, returned
- * taken: "slab << UNITS_SHIFT | unit". -1 if there is none.
+ * taken: its address. -1 if there is none.
  */
 __noinline __s64 slot_fresh(__u32 c)
 {
@@ -344,14 +386,14 @@ static __always_inline void count_eviction(const struct bmc_slot *slot,
 }
 
 /* Takes a slot from the entry that it may hold. Not if somebody writes it. */
-static __always_inline bool slot_evict(struct bmc_slot *slot, __u32 slab,
-				       __u32 unit, const struct choice *choice)
+static __always_inline bool slot_evict(struct bmc_slot *slot, __u32 address,
+				       const struct choice *choice)
 {
 	if (!slot_take(slot))
 		return false;
 	if (slot->klen) {
 		count_eviction(slot, choice);
-		slot_unlink(slot, slab, unit);
+		slot_unlink(slot, address);
 	}
 	return true;
 }
@@ -419,7 +461,8 @@ static __always_inline void slab_empty(struct bmc_pool *pool,
 			return;
 		}
 		slot = slot_at(slab, unit);
-		if (!slot || !slot_evict(slot, slab, unit, choice))
+		if (!slot ||
+		    !slot_evict(slot, slab << UNITS_SHIFT | unit, choice))
 			return; /* later */
 		pool->empty_at++;
 	}
@@ -473,8 +516,9 @@ static __always_inline __u32 hand_slab(struct bmc_hand *hand,
 }
 
 /*
- * The victim, returned taken: a hand goes round the slots of a class, and of the
- * next few the one asked for least gives way, if that is less than `count`.
+ * The victim's address, returned taken: a hand goes round the slots of a class, and
+ * of the next few the one asked for least gives way, if that is less than the
+ * newcomer.
  */
 __noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 {
@@ -510,9 +554,8 @@ __noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 		return -1;
 	slab--;
 	slot = slot_at(slab, found);
-	if (!slot || !slot_evict(slot, slab, found, choice))
-		return -1;
-	return (__u64)slab << UNITS_SHIFT | found;
+	found |= slab << UNITS_SHIFT;
+	return slot && slot_evict(slot, found, choice) ? (__u64)found : -1;
 }
 
 #endif /* SLAB_BPF_H */

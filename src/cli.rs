@@ -231,7 +231,7 @@ pub struct Attach {
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub mode: Mode,
 
-    /// Memory to lock for the cache, all told: 16M to 128G
+    /// Memory to lock for the cache, all told: 16M to 64G
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
     pub memory: u64,
 
@@ -405,7 +405,7 @@ pub struct Bench {
     #[arg(long, value_name = "PATH", default_value = "memcached")]
     pub memcached: PathBuf,
 
-    /// Memory for bmc: 16M to 128G; the zipf cases always have 16M
+    /// Memory for bmc: 16M to 64G; the zipf cases always have 16M
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = memory)]
     pub memory: u64,
 }
@@ -528,7 +528,7 @@ fn iface(text: &str) -> Result<String, String> {
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !layout::MEMORY.contains(&bytes) {
-        return Err("not within 16M and 128G".into());
+        return Err("not within 16M and 64G".into());
     }
     Ok(bytes)
 }
@@ -650,8 +650,8 @@ mod tests {
             ("256MB", "not a size: bytes, or a number with K, M, G or T"),
             ("99999999999999999999", "too large a number"),
             ("99999999999999T", "too much"),
-            ("15M", "not within 16M and 128G"),
-            ("129G", "not within 16M and 128G"),
+            ("15M", "not within 16M and 64G"),
+            ("65G", "not within 16M and 64G"),
         ] {
             assert_eq!(memory(text), Err(why.into()), "{text}");
         }

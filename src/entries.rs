@@ -23,6 +23,7 @@ use crate::kernel::Shared;
 use crate::output::escaped;
 use crate::output::span;
 use crate::skel::types::bmc_bucket;
+use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_global;
 use crate::skel::types::bmc_server;
 use crate::skel::types::bmc_slab;
@@ -33,12 +34,12 @@ use crate::skel::types::bmc_slot;
 pub const DIRTY: u64 = (1 << 17) - 1;
 
 /// `BMC_UNIT`: slots start at multiples of it.
-const UNIT: usize = size_of::<bmc_slot>();
+pub const UNIT: usize = 16;
 const UNITS: usize = size_of::<bmc_slab>() / UNIT;
 
-/// `BMC_SLOT_TEXT`: the text starts here, and six bytes on, its key.
-const TEXT: usize = offset_of!(bmc_slot, text);
-const SLOT_MAX: usize = 1440; // BMC_SLOT_MAX
+/// `BMC_SLOT_KEY`: the text starts here, but for "VALUE ".
+const KEY: usize = offset_of!(bmc_slot, key);
+const SLOT_MAX: usize = 1408; // BMC_SLOT_MAX
 
 /// `BMC_AGE_SHIFT`: the unit of a deadline is so many powers of two, in ns.
 const AGE_SHIFT: u32 = 26;
@@ -92,7 +93,7 @@ struct Present {
 pub struct Finder {
     index: MapHandle,
     slabs: MapHandle,
-    buckets: u64,
+    config: bmc_config,
     present: Present,
 }
 
@@ -102,25 +103,23 @@ impl Finder {
         Ok(Self {
             index: instance.dir.map("index")?,
             slabs: instance.dir.map("slabs")?,
-            buckets: instance.config()?.buckets.into(),
+            config: instance.config()?,
             present: Present::of(instance)?,
         })
     }
 
     /// The entry of a key; if several memcacheds have it, the one asked for most.
     pub fn find(&self, hash: u64) -> Result<Option<Entry>> {
-        let bucket = (bucket_of(hash, self.buckets) as u32).to_ne_bytes();
+        let bucket = (bucket_of(hash, self.config.buckets.into()) as u32).to_ne_bytes();
         let bytes = self.index.lookup(&bucket, MapFlags::ANY).context("cannot read the index")?;
         let bucket = bytes.and_then(|bytes| kernel::plain_from::<bmc_bucket>(&bytes));
         let mut found: Option<Entry> = None;
         for way in bucket.iter().flat_map(|bucket| self.present.ways(bucket)) {
-            if way >> 32 != hash >> 32 {
-                continue;
-            }
             let Some(offset) = slot_of(way) else { continue };
             let (slab, at) = Shared::around(&self.slabs, offset, SLOT_MAX)
                 .context("cannot map a part of the slabs")?;
-            if let Some(entry) = self.present.entry(&slab, at, way)
+            if let Some(entry) = self.present.entry(&slab, at)
+                && hash_of(&self.config, &entry.key) == hash
                 && found.as_ref().is_none_or(|other| other.heat < entry.heat)
             {
                 found = Some(entry);
@@ -135,9 +134,26 @@ fn bucket_of(hash: u64, buckets: u64) -> u64 {
     ((hash & 0xffff_ffff) * buckets) >> 32
 }
 
+/// The hash of a key of 1 to 250 bytes, as in `bpf/proto.h`.
+fn hash_of(config: &bmc_config, key: &[u8]) -> u64 {
+    const SPREAD: u64 = 0xd6e8_feb8_6659_fd93;
+    let mut words = [[0; 4]; 64];
+    words.as_flattened_mut()[..key.len()].copy_from_slice(key);
+    let halves = words.iter().take((key.len() / 8 + 1) * 2).zip(&config.nh);
+    let halves: Vec<_> =
+        halves.map(|(half, nh)| u32::from_ne_bytes(*half).wrapping_add(*nh)).collect();
+    let product = |pair: &[u32]| u64::from(pair[0]).wrapping_mul(pair[1].into());
+    let sum = halves.chunks(2).map(product).fold(config.seed[0], u64::wrapping_add);
+    let mut sum = sum.wrapping_add((key.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    for _ in 0..2 {
+        sum = (sum ^ sum >> 32).wrapping_mul(SPREAD);
+    }
+    sum ^ sum >> 32
+}
+
 /// The offset in the slabs of the slot that a way leads to.
-fn slot_of(way: u64) -> Option<usize> {
-    let unit = (way as u32).checked_sub(1)? as usize;
+fn slot_of(way: u32) -> Option<usize> {
+    let unit = way.checked_sub(1)? as usize;
     Some(unit / UNITS * size_of::<bmc_slab>() + unit % UNITS * UNIT)
 }
 
@@ -159,7 +175,7 @@ impl Cache {
                 break;
             };
             for way in self.present.ways(&bucket) {
-                let entry = slot_of(way).and_then(|at| self.present.entry(&self.slabs, at, way));
+                let entry = slot_of(way).and_then(|at| self.present.entry(&self.slabs, at));
                 if let Some(entry) = entry
                     && !each(entry)?
                 {
@@ -184,25 +200,22 @@ impl Present {
     }
 
     /// The ways of a bucket, unless nothing in it may be served.
-    fn ways(&self, bucket: &bmc_bucket) -> impl Iterator<Item = u64> + use<> {
+    fn ways(&self, bucket: &bmc_bucket) -> impl Iterator<Item = u32> + use<> {
         let is_clean = (self.epoch | bucket.word) & DIRTY == 0;
         bucket.ways.into_iter().filter(move |way| is_clean && *way != 0)
     }
 
     /// The entry at an offset that a way leads to, by the rules of `cache_find()`.
-    fn entry(&self, slabs: &Shared, at: usize, way: u64) -> Option<Entry> {
+    fn entry(&self, slabs: &Shared, at: usize) -> Option<Entry> {
         let head: bmc_slot = slabs.read(at)?;
-        if !head.seq.is_multiple_of(2)
-            || head.hash >> 32 != way >> 32
-            || head.epoch_len >> 16 != self.epoch >> 17
-        {
+        if !head.seq.is_multiple_of(2) || head.epoch_len >> 16 != self.epoch >> 17 {
             return None;
         }
         // The line before the value is all there is to show.
-        let len = usize::from(head.epoch_len as u16)
-            .min("VALUE ".len() + usize::from(head.klen) + NUMBERS);
+        let len = usize::from(head.epoch_len as u16).checked_sub("VALUE ".len())?;
+        let len = len.min(usize::from(head.klen) + NUMBERS);
         let mut words = [0; SLOT_MAX / 8];
-        let words = words.get_mut(..(TEXT + len).div_ceil(8))?;
+        let words = words.get_mut(..(KEY + len).div_ceil(8))?;
         slabs.copy(at, words)?;
         let again: bmc_slot = slabs.read(at)?;
         if again.seq != head.seq {
@@ -213,7 +226,7 @@ impl Present {
         let server = self.servers.read(server * size_of::<bmc_server>())?;
         let left = time_left(head.deadline, self.now)?;
         let asked = count(head.heat, self.era);
-        decode(&bmc_slot { heat: asked, ..head }, &server, bytes.get(TEXT..TEXT + len)?, left)
+        decode(&bmc_slot { heat: asked, ..head }, &server, bytes.get(KEY..KEY + len)?, left)
     }
 }
 
@@ -229,9 +242,9 @@ fn time_left(deadline: u32, now: u32) -> Option<Duration> {
     Some(Duration::from_nanos(u64::from(left) << AGE_SHIFT))
 }
 
-/// Reads `VALUE <key> <flags> <bytes>\r\n...`.
+/// Reads `<key> <flags> <bytes>\r\n...`.
 fn decode(head: &bmc_slot, server: &bmc_server, text: &[u8], left: Duration) -> Option<Entry> {
-    let (key, rest) = text.strip_prefix(b"VALUE ")?.split_at_checked(head.klen.into())?;
+    let (key, rest) = text.split_at_checked(head.klen.into())?;
     let line = rest.split(|byte| *byte == b'\r').next()?;
     let mut numbers = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let mut number = || numbers.next()?.parse().ok();
@@ -357,7 +370,7 @@ mod tests {
 
     #[test]
     fn decodes_what_memcached_sent() {
-        let entry = decoded(5, b"VALUE a\"b\\\xff 4294967295 3\r\nxyz\r\n");
+        let entry = decoded(5, b"a\"b\\\xff 4294967295 3\r\nxyz\r\n");
         let entry = entry.expect("is valid");
         assert_eq!(entry.key, b"a\"b\\\xff");
         assert_eq!(entry.address.to_string(), "10.0.0.1");
@@ -370,9 +383,7 @@ mod tests {
 
     #[test]
     fn takes_nothing_torn_for_an_entry() {
-        for text in
-            [&b""[..], b"VALUE ", b"VALUE key", b"VALUE key 1", b"END\r\n", b"VALUE key x 1\r\n"]
-        {
+        for text in [&b""[..], b"ke", b"key", b"key 1", b"END\r\n", b"key x 1\r\n"] {
             assert_eq!(decoded(3, text), None, "{text:?}");
         }
     }
@@ -410,17 +421,17 @@ mod tests {
 
     #[test]
     fn finds_the_slot_that_a_way_leads_to() {
-        assert_eq!(slot_of(7 << 32), None, "an empty way has no address");
-        assert_eq!(slot_of(7 << 32 | 1), Some(0));
+        assert_eq!(slot_of(0), None, "an empty way has no address");
+        assert_eq!(slot_of(1), Some(0));
         assert_eq!(slot_of(3), Some(2 * UNIT));
-        assert_eq!(slot_of(1 + UNITS as u64), Some(1 << 20));
+        assert_eq!(slot_of(1 + UNITS as u32), Some(1 << 18));
     }
 
     #[test]
     fn agrees_with_the_header() {
         let header = include_str!("../bpf/bmc.h");
         for line in [
-            &format!("BMC_SLOT_TEXT = {TEXT},"),
+            &format!("BMC_SLOT_KEY = {KEY},"),
             &format!("BMC_SLOT_MAX = {SLOT_MAX},"),
             &format!("BMC_UNIT_SHIFT = {},", UNIT.ilog2()),
             &format!("BMC_AGE_SHIFT = {AGE_SHIFT},"),

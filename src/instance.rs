@@ -66,14 +66,13 @@ use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_global;
 use crate::skel::types::bmc_pool;
 use crate::skel::types::bmc_slab;
-use crate::skel::types::bmc_slot;
 use crate::skel::types::rodata;
 use crate::system;
 
 /// `BMC_UNIT`, `BMC_SLAB_SIZE` and `SLOT_REACH` of `bpf/`, in bytes.
-const UNIT: u64 = size_of::<bmc_slot>() as u64;
+const UNIT: u64 = crate::entries::UNIT as u64;
 const SLAB: u64 = size_of::<bmc_slab>() as u64;
-const SLOT_REACH: u64 = 36 + 3 * 512;
+const SLOT_REACH: u64 = 22 + 3 * 512;
 
 const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";
@@ -625,7 +624,7 @@ impl Instance {
 pub struct Class {
     /// Bytes of a slot.
     pub size: u64,
-    /// Slabs of 1 MiB that are cut into them.
+    /// Slabs of 256 KiB that are cut into them.
     pub slabs: u64,
     /// How many that makes.
     pub slots: u64,
@@ -750,12 +749,12 @@ mod tests {
         assert!(header.contains("SLOT_REACH = BMC_SLOT_KEY + 3 * CSUM_CHUNK,"));
         assert!(header.contains("(BMC_SLAB_SIZE - SLOT_REACH) / BMC_UNIT / units + 1"));
 
-        let class = |slabs, taken| Class::new(3, &bmc_class { slabs, taken, ..Default::default() });
+        let class = |slabs, taken| Class::new(5, &bmc_class { slabs, taken, ..Default::default() });
         assert_eq!(class(0, 0), None);
-        assert_eq!(class(1, 5), Some(Class { size: 96, slabs: 1, slots: 10_907, used: 5 }));
+        assert_eq!(class(1, 5), Some(Class { size: 80, slabs: 1, slots: 3258, used: 5 }));
         assert_eq!(
             class(3, 7),
-            Some(Class { size: 96, slabs: 3, slots: 32_721, used: 21_821 }),
+            Some(Class { size: 80, slabs: 3, slots: 9774, used: 6523 }),
             "all of the older slabs are used"
         );
     }

@@ -12,11 +12,11 @@ use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slab_meta;
 
 /// `BMC_LAYOUT` of `bpf/bmc.h`.
-pub const LAYOUT: u32 = 12;
+pub const LAYOUT: u32 = 13;
 
-/// Least and most that `--memory` may be. A slot's address has 17 bits for its
-/// slab, less the one reference that stands for "none".
-pub const MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=128 << 30;
+/// Least and most that `--memory` may be. A slot's address has 18 bits for its
+/// slab, less the one that stands for "none".
+pub const MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 30;
 
 const LEASES: std::ops::RangeInclusive<u64> = 256..=16384;
 
@@ -29,11 +29,11 @@ const FLOW_SET: u64 = size_of::<bmc_flow_set>() as u64 + FLOW_WAYS * size_of::<b
 /// can map it. Generous; the index gets what is left of it.
 const MAP_HEAD: u64 = 8192;
 
-/// An index bucket, its half of a line of expiry records, its word of counts, and
-/// the slots it is meant to lead to: 96 bytes a slot (class 1, a 16-byte key and a
-/// 32-byte value), buckets five eighths full.
-const BUCKET: u64 = (size_of::<bmc_bucket>() + size_of::<bmc_expiry>() / 2 + 8) as u64;
-const BUCKET_SLOTS: u64 = 7 * 96 * 5 / 8;
+/// An index bucket, its half of a line of expiry records, and the slots it is meant to
+/// lead to: 80 bytes a slot (a 16-byte key and a 32-byte value), buckets seven eighths
+/// full.
+const BUCKET: u64 = (size_of::<bmc_bucket>() + size_of::<bmc_expiry>() / 2) as u64;
+const BUCKET_SLOTS: u64 = 7 * 80;
 
 const SLAB: u64 = (size_of::<bmc_slab>() + size_of::<bmc_slab_meta>()) as u64;
 
@@ -42,7 +42,7 @@ const SLAB: u64 = (size_of::<bmc_slab>() + size_of::<bmc_slab_meta>()) as u64;
 pub struct Layout {
     /// Buckets of the index.
     pub buckets: u32,
-    /// Slabs of 1 MiB.
+    /// Slabs of 256 KiB.
     pub slabs: u32,
     /// Requests that wait for an answer; a power of two.
     pub senders: u32,
@@ -100,7 +100,7 @@ impl Layout {
     /// The entries of a map, if they depend on `--memory`.
     pub fn entries(&self, map: &str) -> Option<u32> {
         match map {
-            "bmc_index" | "bmc_asked" => Some(self.buckets),
+            "bmc_index" => Some(self.buckets),
             "bmc_slabs" | "bmc_slab_meta" => Some(self.slabs),
             "bmc_senders" => Some(self.senders),
             "bmc_leases" => Some(self.leases),
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn uses_what_was_asked_for_and_no_more() {
-        for shift in 24..37 {
+        for shift in 24..36 {
             for memory in [1 << shift, (1 << shift) + 12_345, 3 << (shift - 1)] {
                 let layout = Layout::new(memory, FIXED).expect("within the range");
                 let total = total(layout, FIXED);
@@ -152,10 +152,10 @@ mod tests {
 
     #[test]
     fn refuses_memory_out_of_range() {
-        for memory in [0, (16 << 20) - 1, (128 << 30) + 1, u64::MAX] {
+        for memory in [0, (16 << 20) - 1, (64 << 30) + 1, u64::MAX] {
             assert_eq!(Layout::new(memory, FIXED), Err(OutOfRange(memory)));
         }
-        assert_eq!(OutOfRange(5).to_string(), "5 bytes of memory are not within 16M and 128G");
+        assert_eq!(OutOfRange(5).to_string(), "5 bytes of memory are not within 16M and 64G");
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn keeps_powers_of_two_where_the_programs_mask() {
-        for memory in [16 << 20, 100 << 20, 1 << 30, 128 << 30] {
+        for memory in [16 << 20, 100 << 20, 1 << 30, 64 << 30] {
             let layout = Layout::new(memory, FIXED).expect("within the range");
             assert!(layout.senders.is_power_of_two());
             assert!(layout.leases.is_power_of_two());
@@ -176,15 +176,15 @@ mod tests {
     #[test]
     fn leaves_every_slab_a_reference_of_32_bits() {
         let layout = Layout::new(*MEMORY.end(), 0).expect("within the range");
-        assert!(u64::from(layout.slabs) * (1 << 15) < 1 << 32);
+        assert!(u64::from(layout.slabs) * (1 << 14) < (1 << 32) - (1 << 14));
     }
 
     #[test]
-    fn has_an_index_that_is_about_five_eighths_full() {
+    fn has_an_index_that_is_about_seven_eighths_full() {
         let layout = Layout::new(256 << 20, FIXED).expect("within the range");
-        let slots = f64::from(layout.slabs) * f64::from(1 << 20) / 96.0;
-        let load = slots / f64::from(layout.buckets * 7);
-        assert!((0.60..0.64).contains(&load), "{load}");
+        let slots = f64::from(layout.slabs) * f64::from(1 << 18) / 80.0;
+        let load = slots / f64::from(layout.buckets * 8);
+        assert!((0.85..0.89).contains(&load), "{load}");
     }
 
     #[test]

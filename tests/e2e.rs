@@ -670,10 +670,10 @@ fn flush_forgets_and_entries_shows() {
     let shown: serde_json::Value =
         serde_json::from_str(&bed.bmc.run(&["status", "--json"])).unwrap();
     let classes = shown["classes"].as_array().unwrap();
-    let class = classes.iter().find(|class| class["slot_bytes"] == 64).unwrap();
+    let class = classes.iter().find(|class| class["slot_bytes"] == 48).unwrap();
     assert!(class["used"].as_u64() >= Some(1) && class["used"].as_u64() <= Some(10), "{class}");
-    assert_eq!((&class["slabs"], &class["slots"]), (&1.into(), &16_360.into()));
-    assert!(bed.bmc.run(&["status"]).contains(" 64 B: "));
+    assert_eq!((&class["slabs"], &class["slots"]), (&1.into(), &5429.into()));
+    assert!(bed.bmc.run(&["status"]).contains(" 48 B: "));
 
     bed.expect(Kernel, "shown");
     bed.bmc.run(&["flush"]);

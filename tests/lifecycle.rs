@@ -43,6 +43,7 @@ use common::TLS;
 use common::can_run;
 use common::eventually;
 use common::run;
+use common::skipped;
 use common::total;
 
 const DONE: i32 = 0;
@@ -345,9 +346,16 @@ fn memory_that_cannot_be_had_is_refused_before_it_is_taken() {
     if !can_run("memory_that_cannot_be_had_is_refused_before_it_is_taken") {
         return;
     }
+    if system::memory_available().expect("it can be read") > 64 << 30 {
+        skipped(
+            "memory_that_cannot_be_had_is_refused_before_it_is_taken",
+            "this machine has as much as bmc takes at most",
+        );
+        return;
+    }
     let bed = Bed::new("memory", TCX);
-    let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--memory", "128G"]);
-    assert!(errors.contains("--memory 131072M is more than can be had"), "{errors}");
+    let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--memory", "64G"]);
+    assert!(errors.contains("--memory 65536M is more than can be had"), "{errors}");
     bed.assert_clean();
 }
 

@@ -34,10 +34,10 @@ use packet::Flow;
 use random::Rng;
 use random::Zipf;
 
-/// Slabs of 1 MiB; one is kept for sizes that nobody stores here.
-const SLABS: u32 = 4;
-/// Slots of 96 bytes in those that are left: as many entries fit.
-const ITEMS: usize = 3 * 10_907;
+/// Slabs of 256 KiB; a quarter is kept for sizes that nobody stores here.
+const SLABS: u32 = 13;
+/// Slots of 80 bytes in those that are left: as many entries fit.
+const ITEMS: usize = 10 * 3258;
 const VALUE: [u8; 32] = [b'v'; 32];
 
 fn main() {
@@ -115,8 +115,8 @@ fn run(trace: &Trace) -> Option<f64> {
     let config = Config {
         max_age: Duration::from_secs(36_000),
         unknown_ttl: Duration::from_secs(36_000),
-        // Five eighths full, as with any --memory.
-        buckets: (ITEMS as u32 * 8).div_ceil(7 * 5),
+        // Seven eighths full, as with any --memory.
+        buckets: (ITEMS as u32).div_ceil(7),
         slabs: SLABS,
         ..Config::default()
     };

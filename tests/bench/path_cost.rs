@@ -47,7 +47,7 @@ fn main() {
         max_age: Duration::from_secs(36_000),
         unknown_ttl: Duration::from_secs(36_000),
         buckets: KEYS as u32 / 4,
-        slabs: 64,
+        slabs: 256,
         ..Config::default()
     };
     let Some(bmc) = Bmc::load(&config) else {

@@ -59,6 +59,32 @@ fn learns_and_answers_every_size_in_every_carrier() {
     }
 }
 
+/// Else a hot key would not be answered faster by several CPUs than by one.
+#[test]
+fn a_hot_key_is_answered_without_a_change_in_what_cpus_share() {
+    let config = Config { buckets: 64, slabs: 4, ..Config::default() };
+    let Some(scene) = Scene::load(&config) else {
+        return;
+    };
+    let text = values(&[value("hot", 0, b"data")]);
+    scene.fill(&v4(), "hot", 0, b"data");
+    let ask = |times| {
+        for _ in 0..times {
+            scene.hits(&v4(), "hot", &text);
+        }
+    };
+    let warming = scene.bmc.shared_memory();
+    ask(8);
+    let before = scene.bmc.shared_memory();
+    assert_ne!(warming["bmc_slabs"], before["bmc_slabs"], "it is counted until that is full");
+    ask(100);
+    let after = scene.bmc.shared_memory();
+    assert!(after.len() > 10, "{:?}", after.keys());
+    for (name, contents) in before {
+        assert!(after[&name] == contents, "{name} has changed");
+    }
+}
+
 #[test]
 fn learns_the_largest_reply_that_fits_and_no_larger() {
     let Some(scene) = Scene::load(&Config::default()) else {
