@@ -52,13 +52,26 @@ static __always_inline __u64 csum_word(__u64 w)
 	return (w & 0xffffffff) + (w >> 32);
 }
 
+/* Of a sum below 2^48. */
 static __always_inline __u16 csum_fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return sum;
+}
+
+/*
+ * Whether a sum, not 0, that has the checksum in it folds to 0xffff, as it should:
+ * whether 65535 divides it. Such a number times the inverse of 65535 (modulo 2^64,
+ * -CSUM_MOST) is the quotient, of which CSUM_MOST is the largest; all others come to
+ * more.
+ */
+#define CSUM_MOST 0x0001000100010001ULL
+
+static __always_inline bool csum_is_right(__u64 sum)
+{
+	return sum * -CSUM_MOST <= CSUM_MOST;
 }
 
 static __always_inline bool is_memcached_port(__be16 port)
@@ -376,7 +389,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 		s->tcp = *head;
 		return PACKET_TCP;
 	}
-	if (csum_fold(ip_sum) != 0xffff || s->l4_len < UDP_LEN ||
+	if (!csum_is_right(ip_sum) || s->l4_len < UDP_LEN ||
 	    s->l4_len != bpf_ntohs(l4h->len) || s->l4 + s->l4_len > len)
 		return PACKET_UNSURE;
 	s->mac[0] = ((__u64 *)data)[0];
@@ -572,7 +585,7 @@ static __always_inline int request_intact(void *data, void *data_end,
 		return is_mapped(s->request.peers.client) ? INTACT_YES
 							  : INTACT_NO;
 	pseudo = s->peers_csum + bpf_htons(len);
-	partial = check == csum_fold(pseudo);
+	partial = csum_is_right(pseudo + (__u16)~check);
 	if (partial && !sure)
 		return INTACT_PARTIAL;
 	/* Sixteen bytes at a time, then eight, then what is left. */
@@ -594,7 +607,7 @@ static __always_inline int request_intact(void *data, void *data_end,
 			return INTACT_NO;
 		sum += csum_word(w >> (64 - (len & 7) * 8));
 	}
-	if (csum_fold(pseudo + sum) != 0xffff)
+	if (!csum_is_right(pseudo + sum))
 		return partial ? INTACT_PARTIAL : INTACT_NO;
 	return partial ? INTACT_NO : INTACT_YES;
 }

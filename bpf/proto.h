@@ -87,8 +87,6 @@ static __always_inline __u64 hash_end(__u64 sum, __u32 len)
 	sum += cfg.seed[0] + len * 0x9e3779b97f4a7c15ULL;
 	sum ^= sum >> 32;
 	sum *= 0xd6e8feb86659fd93ULL;
-	sum ^= sum >> 32;
-	sum *= 0xd6e8feb86659fd93ULL;
 	return sum ^ sum >> 32;
 }
 

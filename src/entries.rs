@@ -144,10 +144,8 @@ fn hash_of(config: &bmc_config, key: &[u8]) -> u64 {
         halves.map(|(half, nh)| u32::from_ne_bytes(*half).wrapping_add(*nh)).collect();
     let product = |pair: &[u32]| u64::from(pair[0]).wrapping_mul(pair[1].into());
     let sum = halves.chunks(2).map(product).fold(config.seed[0], u64::wrapping_add);
-    let mut sum = sum.wrapping_add((key.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    for _ in 0..2 {
-        sum = (sum ^ sum >> 32).wrapping_mul(SPREAD);
-    }
+    let sum = sum.wrapping_add((key.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let sum = (sum ^ sum >> 32).wrapping_mul(SPREAD);
     sum ^ sum >> 32
 }
 
