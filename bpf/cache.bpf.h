@@ -445,8 +445,12 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 			c = class_larger(c);
 			ref = slot_fresh(c);
 		}
-		if (ref < 0)
+		if (ref < 0) {
 			ref = slot_victim(c, &choice);
+			if (READ_ONCE(pool->empty) ||
+			    !(hands->misses % SEEK_EVERY))
+				slab_move(c, &choice);
+		}
 		if (ref < 0)
 			goto unlock;
 	}

@@ -364,6 +364,7 @@ struct choice {
 	__u64 era;
 	__u32 now;
 	__u32 count; /* how often the newcomer was asked for */
+	__u32 worth; /* how often a slot more would be: of slot_victim() */
 };
 
 /* How often the entry was asked for; 0 if it is of no use any more. */
@@ -414,12 +415,11 @@ static __always_inline __u32 slab_count(__u32 slab, __u32 units,
 }
 
 /*
- * Shall the next class in turn give a slab, so that class c gets one, where a slot
- * more would be asked for `worth` times? Begins to empty it then. The pool's turn
- * must be taken.
+ * Shall the next class in turn give a slab, so that class c gets one? Begins to
+ * empty it then. The pool's turn must be taken.
  */
 static __always_inline void slab_seek(struct bmc_pool *pool, __u32 c,
-				      __u32 worth, const struct choice *choice)
+				      const struct choice *choice)
 {
 	__u32 d = pool->probe++ % BMC_CLASSES, first, units, slab;
 	struct bmc_class *class = &pool->classes[d];
@@ -431,7 +431,7 @@ static __always_inline void slab_seek(struct bmc_pool *pool, __u32 c,
 	meta = bpf_map_lookup_elem(&bmc_slab_meta, &slab);
 	if (d == c || !meta || !meta->next || first == READ_ONCE(class->newest))
 		return;
-	if (worth * SAMPLE * units <=
+	if (choice->worth * SAMPLE * units <=
 	    slab_count(slab, units, choice) * class_units[c] * GAIN)
 		return;
 	bpf_spin_lock(&pool->lock);
@@ -469,10 +469,10 @@ static __always_inline void slab_empty(struct bmc_pool *pool,
 }
 
 /*
- * Moves memory to class c, a little, if that is of use: its coldest entry, or else
- * the newcomer that found no place, was asked for `worth` times.
+ * Moves memory to class c, a little, if that is of use. Not called by slot_victim():
+ * Linux 6.1 gives all that are under way 512 bytes of stack.
  */
-__noinline int slab_move(__u32 c, __u32 worth, const struct choice *choice)
+__noinline int slab_move(__u32 c, const struct choice *choice)
 {
 	struct bmc_pool *pool = slab_pool();
 
@@ -481,7 +481,7 @@ __noinline int slab_move(__u32 c, __u32 worth, const struct choice *choice)
 	if (pool->empty)
 		slab_empty(pool, choice);
 	else if (pool->resting <= cfg.slabs / REST_SHARE)
-		slab_seek(pool, c, worth, choice);
+		slab_seek(pool, c, choice);
 	turn_end(&pool->turn);
 	return 0;
 }
@@ -520,7 +520,7 @@ static __always_inline __u32 hand_slab(struct bmc_hand *hand,
  * of the next few the one asked for least gives way, if that is less than the
  * newcomer.
  */
-__noinline __s64 slot_victim(__u32 c, const struct choice *choice)
+__noinline __s64 slot_victim(__u32 c, struct choice *choice)
 {
 	__u32 least = HEAT_MAX + 1, units, end, slab;
 	struct bmc_pool *pool = slab_pool();
@@ -547,9 +547,7 @@ __noinline __s64 slot_victim(__u32 c, const struct choice *choice)
 			found = unit;
 		}
 	}
-	if (READ_ONCE(pool->empty) || !(hands->misses % SEEK_EVERY))
-		slab_move(c, least < choice->count ? least : choice->count,
-			  choice);
+	choice->worth = least < choice->count ? least : choice->count;
 	if (!slab || least > HEAT_MAX || (least && least >= choice->count))
 		return -1;
 	slab--;

@@ -4,9 +4,9 @@
 # that only sends the frame back; what the programs take for a hit, a miss, a lease and
 # a fill; how many requests bmc and memcached answer when they are flooded; whether TCP
 # is slower with bmc than without; what share of a mixed load is answered; how soon it
-# is when the clients were there first; how well the cache chooses what it keeps; and
-# what bmc gains end to end. README.md quotes the first four and the last two. Needs
-# root, three quarters of an hour, and a machine that has nothing else to do.
+# is when the clients were there first; what memory an entry takes; how well the cache
+# chooses what it keeps; and what bmc gains end to end. README.md quotes the first four
+# and the last three. Needs root, an hour, and a machine that has nothing else to do.
 #
 #   bench.sh [ROUNDS]   of the first four, instead of 5, 5, 5 and 2
 set -euo pipefail
@@ -26,6 +26,8 @@ echo
 cargo bench --locked --quiet --bench hit_ratio
 echo
 cargo bench --locked --quiet --bench adoption
+echo
+cargo bench --locked --quiet --bench density
 echo
 cargo bench --locked --quiet --bench eviction
 echo
