@@ -633,6 +633,11 @@ pub struct Class {
 }
 
 impl Class {
+    /// Memory of the slabs, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.slabs * SLAB
+    }
+
     fn new(units: u8, class: &bmc_class) -> Option<Self> {
         let size = u64::from(units) * UNIT;
         let each = (SLAB - SLOT_REACH) / UNIT / u64::from(units) + 1;

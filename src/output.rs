@@ -145,7 +145,15 @@ pub fn interfaces_json(interfaces: &[Interface]) -> Value {
 
 /// What became of the memory for slots, as in `status --json`.
 pub fn classes_json(classes: &[Class]) -> Value {
-    let object = |c: &Class| json!({ "slot_bytes": c.size, "slabs": c.slabs, "slots": c.slots, "used": c.used });
+    let object = |c: &Class| {
+        json!({
+            "slot_bytes": c.size,
+            "slabs": c.slabs,
+            "bytes": c.bytes(),
+            "slots": c.slots,
+            "used": c.used,
+        })
+    };
     classes.iter().map(object).collect()
 }
 
@@ -172,7 +180,8 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     for (i, class) in instance.classes()?.iter().enumerate() {
         let title = if i == 0 { "slots" } else { "" };
         let (used, slots) = (grouped(class.used), grouped(class.slots));
-        row(title, &format!("{:>4} B: {used} of {slots} used, {} MiB", class.size, class.slabs));
+        let memory = mebibytes(class.bytes());
+        row(title, &format!("{:>4} B: {used} of {slots} used, {memory}", class.size));
     }
     row("max age", &span(Duration::from_nanos(cfg.max_age)));
     row("unknown ttl", &span(Duration::from_nanos(cfg.unknown_ttl)));

@@ -673,7 +673,9 @@ fn flush_forgets_and_entries_shows() {
     let class = classes.iter().find(|class| class["slot_bytes"] == 48).unwrap();
     assert!(class["used"].as_u64() >= Some(1) && class["used"].as_u64() <= Some(10), "{class}");
     assert_eq!((&class["slabs"], &class["slots"]), (&1.into(), &5429.into()));
-    assert!(bed.bmc.run(&["status"]).contains(" 48 B: "));
+    assert_eq!(class["bytes"], 256 << 10, "{class}");
+    let shown = bed.bmc.run(&["status"]);
+    assert!(shown.contains(" 48 B: ") && shown.contains(" of 5,429 used, 0.2 MiB"), "{shown}");
 
     bed.expect(Kernel, "shown");
     bed.bmc.run(&["flush"]);

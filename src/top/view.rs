@@ -271,7 +271,8 @@ fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &State) {
     }
     lines.extend(fitting(&classes, room, |class| {
         let used = class.used as f64 * 100.0 / class.slots.max(1) as f64;
-        format!("{:>6}{:>8}{:>8}", class.size, format!("{used:.1} %"), grouped(class.slabs)).into()
+        let memory = class.bytes() as f64 / f64::from(1 << 20);
+        format!("{:>6}{:>8}{memory:>8.1}", class.size, format!("{used:.1} %")).into()
     }));
     frame.render_widget(Paragraph::new(lines), slots);
 }
@@ -452,9 +453,9 @@ fills                   15/s                      ██
 invalidations            4/s
 hit ratio             25.0 %                      ▄▂
  cpu    gets/s  share  program        runs/s    ns/run   slot B    used     MiB
-   0        15   75 %  bmc_rx         12,345       119       64  25.0 %       5
-   1         5   25 %  bmc_rx_tc      12,345       119       96  25.0 %       5
-                       bmc_tx         12,345       119      128  25.0 %       5
+   0        15   75 %  bmc_rx         12,345       119       64  25.0 %     1.2
+   1         5   25 %  bmc_rx_tc      12,345       119       96  25.0 %     1.2
+                       bmc_tx         12,345       119      128  25.0 %     1.2
                        bmc_now        12,345       119
                        bmc_flush      12,345       119
                        bmc_gone       12,345       119
@@ -520,7 +521,7 @@ q quit  p pause  s sort  + - interval  ? help";
         let screen = screen(80, 24, &state, &controls());
         let first = screen.iter().position(|row| row.starts_with(" cpu")).expect("the title") + 1;
         assert!(screen[first].starts_with("  63        64"), "the busiest: {screen:#?}");
-        assert!(screen[first].ends_with("   512  50.0 %      16"), "the largest: {screen:#?}");
+        assert!(screen[first].ends_with("   512  50.0 %     4.0"), "the largest: {screen:#?}");
         let last = &screen[first + 6];
         assert!(last.starts_with("  and 58 more"), "{screen:#?}");
         assert!(last.ends_with("  and 10 more"), "{screen:#?}");
