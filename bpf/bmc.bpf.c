@@ -100,6 +100,30 @@ static __always_inline bool tc_is_tcp(struct __sk_buff *skb)
 }
 
 /*
+ * Whether it is a datagram behind the first of a reply, at a glance: nothing in it is
+ * of use (doc/protocol.txt: the sequence number, two bytes into the frame's header).
+ */
+static __always_inline bool tc_is_later(struct __sk_buff *skb)
+{
+	void *data = DATA(skb);
+	const struct ethhdr *eth = data;
+	const struct iphdr *ip4 = data + sizeof(*eth);
+	const struct ipv6hdr *ip6 = data + sizeof(*eth);
+	const __be16 *frame = (void *)(ip4 + 1) + UDP_LEN;
+
+	if ((void *)(frame + 2) > DATA_END(skb))
+		return false;
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return ip4->protocol == IPPROTO_UDP && frame[1] &&
+		       ip4->version_ihl == 0x45 &&
+		       !(ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET));
+	frame = (void *)(ip6 + 1) + UDP_LEN;
+	return eth->h_proto == bpf_htons(ETH_P_IPV6) &&
+	       ip6->nexthdr == IPPROTO_UDP &&
+	       (void *)(frame + 2) <= DATA_END(skb) && frame[1];
+}
+
+/*
  * Stands at the payload of a TCP segment; false if there is nothing to follow. An
  * ACK alone is nothing. All that is known of the segment is in the scratch
  * memory then, and nothing on the stack: the verifier goes on with one state.
@@ -163,7 +187,7 @@ int bmc_tx(struct __sk_buff *skb)
 	 * bmc_rx_tc answered. Both came in by some interface; on veth the answer
 	 * still has a socket, the client's.
 	 */
-	if (!s || !skb->sk || skb->ingress_ifindex)
+	if (!s || !skb->sk || skb->ingress_ifindex || tc_is_later(skb))
 		return TC_ACT_UNSPEC;
 	switch (tc_look(skb, s, WAY_OUT)) {
 	case PACKET_TCP:

@@ -92,6 +92,23 @@ fn learns_only_from_the_reply_to_its_own_request() {
 }
 
 #[test]
+fn a_datagram_behind_the_first_says_nothing() {
+    let Some(scene) = Scene::load(&Config::default()) else {
+        return;
+    };
+    for (carrier, flow) in carriers() {
+        let id = scene.id();
+        scene.passes(carrier, &flow.get(id, &["key"]), LEASED);
+        let later = flow.reversed().udp(&part(id, 1, 2, &key_reply()));
+        scene.replies(carrier, &later, &[]);
+        let first = flow.reversed().udp(&datagram(id, &key_reply()));
+        scene.replies(carrier, &first, &[("get_replies", 1), ("fills", 1)]);
+        scene.bmc.flush();
+        scene.bmc.end_quarantine();
+    }
+}
+
+#[test]
 fn learns_nothing_from_a_miss_or_an_error() {
     let Some(scene) = Scene::load(&Config::default()) else {
         return;
