@@ -218,7 +218,7 @@ fn an_emptied_slab_rests() {
         skipped("an_emptied_slab_rests", "this machine takes longer than slabs rest");
         return;
     }
-    assert!(hits < 2000, "{hits} of 1814");
+    assert!(hits < 500, "{hits}, and the two slabs that were free hold 494");
 }
 
 /// To and fro: whatever is answered is checked to the last byte.
