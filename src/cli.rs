@@ -528,7 +528,7 @@ fn iface(text: &str) -> Result<String, String> {
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !layout::MEMORY.contains(&bytes) {
-        return Err("not within 16M and 64G".into());
+        return Err(layout::not_within());
     }
     Ok(bytes)
 }

@@ -66,13 +66,14 @@ use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_global;
 use crate::skel::types::bmc_pool;
 use crate::skel::types::bmc_slab;
+use crate::skel::types::bmc_slot;
 use crate::skel::types::rodata;
 use crate::system;
 
 /// `BMC_UNIT`, `BMC_SLAB_SIZE` and `SLOT_REACH` of `bpf/`, in bytes.
-const UNIT: u64 = crate::entries::UNIT as u64;
+const UNIT: u64 = entries::UNIT as u64;
 const SLAB: u64 = size_of::<bmc_slab>() as u64;
-const SLOT_REACH: u64 = 22 + 3 * 512;
+const SLOT_REACH: u64 = std::mem::offset_of!(bmc_slot, key) as u64 + 3 * 512;
 
 const ROOT: &str = "/sys/fs/bpf/bmc";
 const NEW: &str = "new~";

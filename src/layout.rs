@@ -60,9 +60,13 @@ pub struct OutOfRange(u64);
 
 impl fmt::Display for OutOfRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [least, most] = [MEMORY.start() >> 20, MEMORY.end() >> 30];
-        write!(f, "{} bytes of memory are not within {least}M and {most}G", self.0)
+        write!(f, "{} bytes of memory are {}", self.0, not_within())
     }
+}
+
+/// What is wrong with any other `--memory`.
+pub fn not_within() -> String {
+    format!("not within {}M and {}G", MEMORY.start() >> 20, MEMORY.end() >> 30)
 }
 
 impl std::error::Error for OutOfRange {}

@@ -20,10 +20,12 @@ mod fixture;
 #[path = "../packet/mod.rs"]
 mod packet;
 
+use std::mem::offset_of;
 use std::time::Duration;
 
 use bmc::layout::Layout;
 use bmc::random::Rng;
+use bmc::skel::types::bmc_slot;
 use fixture::Bmc;
 use fixture::Config;
 use fixture::Verdict;
@@ -34,10 +36,10 @@ const MEMORY: u64 = 256 << 20;
 const FIXED: u64 = 2 << 20;
 /// So many items are learnt in a row.
 const BATCH: u64 = 10_000;
-/// `BMC_SLOT_TEXT`.
-const HEAD: usize = 16;
+/// What a slot needs besides its text: its head, but it does not keep "VALUE ".
+const HEAD: usize = offset_of!(bmc_slot, key) - "VALUE ".len();
 /// The longest text that is cached.
-const TEXT_MAX: usize = 1387;
+const TEXT_MAX: usize = packet::REPLY_MAX - "END\r\n".len();
 
 /// Lengths of keys and values of Twitter's clusters, on average.
 #[rustfmt::skip]
@@ -131,9 +133,9 @@ fn print(name: &str, draw: Draw) -> bool {
                 continue;
             };
             assert!(!has(nth, &key), "it is new");
-            let reply = [&text, &b"END\r\n"[..]].concat();
-            bmc.send(&back.udp(&packet::datagram(nth as u16, &reply)));
             items.push((key, text.len()));
+            let reply = packet::values(&[text]);
+            bmc.send(&back.udp(&packet::datagram(nth as u16, &reply)));
         }
         let counted = bmc.counters();
         let before = entries;
