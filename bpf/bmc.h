@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 13,
+	BMC_LAYOUT = 14,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */
@@ -35,6 +35,7 @@ enum bmc_limit {
 	BMC_CLASSES = 32,
 
 	BMC_SERVERS = 128, /* addresses and ports that memcacheds answer from */
+	BMC_SERVER_TAKEN = 1, /* in place of its port */
 	BMC_AGE_SHIFT = 26, /* ages are in 2^26 ns, which is 67 ms */
 };
 
@@ -90,10 +91,10 @@ struct bmc_slot {
 /* A memcached as its clients write it. Numbers are handed out once and stay. */
 struct bmc_server {
 	__u64 addr[2]; /* IPv4 mapped into IPv6, network byte order */
-	__u32 vlan; /* outer id, inner id << 12; 0 untagged */
-	__u32 state; /* 0: free, 1: is being written, 2: valid */
-	__be16 port;
-	__u16 pad[3];
+	/* Above 16 bits the port, network byte order, above 32 the tags: outer id,
+	 * inner id << 12, 0 untagged. 0: free, BMC_SERVER_TAKEN: is being written.
+	 */
+	__u64 port_vlan;
 };
 
 _Static_assert(sizeof(struct bmc_bucket) == 64, "a bucket is a cache line");

@@ -15,9 +15,9 @@
  * just a miss.
  *
  * Who may do what:
- *   - cache_find() takes no lock and writes nothing but the slot's heat, and
- *     that only until it is full. It trusts what it copied if the slot's
- *     sequence number and the bucket's word did not move meanwhile.
+ *   - find() takes no lock and writes nothing but the slot's heat, and that only
+ *     until it is full. What was copied since is trusted if the slot's sequence
+ *     number and the bucket's word did not move meanwhile: hit_stands().
  *   - cache_fill() works under the LOCK bit of the bucket's word and, for the
  *     slot, under its odd sequence number (another bucket may want the slot).
  *   - cache_forget() only clears ways, after the caller has moved the word: a
@@ -31,6 +31,8 @@ enum {
 	COPY_FIRST = 4 * COPY_LINE,
 	SERVER_STEPS = 8, /* numbers that one memcached may have */
 };
+
+#define EACH_TAG 0x0001000100010001ULL
 
 static __always_inline bool is_clean(__u64 word)
 {
@@ -50,30 +52,25 @@ static __always_inline bool slot_is(const struct slot_key *k,
 		return false;
 	/* The bits of the last word that are the key's: none if rest is 0. */
 	differ = (slot_key_word(k, words) ^ s->key[words]) & ((1ULL << rest) - 1);
-	for (__u32 i = 0; i < KEY_WORDS - 1; i++) {
-		if (i >= words)
-			break;
+	for (__u32 i = 0; i < words; i++)
 		differ |= slot_key_word(k, i) ^ s->key[i];
-	}
 	return !differ;
-}
-
-static __always_inline bool server_is(const struct bmc_server *server,
-				      const struct bmc_peers *peers)
-{
-	return READ_ONCE(server->state) == 2 &&
-	       server->addr[0] == peers->server[0] &&
-	       server->addr[1] == peers->server[1] &&
-	       server->vlan == peers->vlan && server->port == peers->server_port;
 }
 
 /* The number that is tried first. */
 static __always_inline __u32 server_first(const struct bmc_peers *peers)
 {
-	__u64 sum = peers->server[0] + peers->server[1] + peers->server_port +
-		    ((__u64)peers->vlan << 16);
+	return ((peers->server[0] + peers->server[1] + port_vlan(peers)) *
+		0x9e3779b97f4a7c15ULL) >>
+	       57;
+}
 
-	return (sum * 0x9e3779b97f4a7c15ULL) >> 57;
+static __always_inline bool server_is(const struct bmc_server *server,
+				      const struct bmc_peers *peers)
+{
+	return READ_ONCE(server->port_vlan) == port_vlan(peers) &&
+	       server->addr[0] == peers->server[0] &&
+	       server->addr[1] == peers->server[1];
 }
 
 /*
@@ -102,17 +99,16 @@ __noinline int server_seek(struct bmc_scratch *s, bool add)
 			s->server = nr + 1;
 			break;
 		}
-		if (READ_ONCE(server->state))
+		if (READ_ONCE(server->port_vlan))
 			continue;
 		if (!add)
 			break;
-		if (__sync_val_compare_and_swap(&server->state, 0, 1))
+		if (__sync_val_compare_and_swap(&server->port_vlan, 0,
+						BMC_SERVER_TAKEN))
 			continue;
 		server->addr[0] = peers->server[0];
 		server->addr[1] = peers->server[1];
-		server->vlan = peers->vlan;
-		server->port = peers->server_port;
-		smp_store_release(server->state, 2);
+		smp_store_release(server->port_vlan, port_vlan(peers));
 		s->server = nr + 1;
 		break;
 	}
@@ -142,6 +138,12 @@ static __always_inline void line_copy(__u8 *to, const __u8 *from)
 {
 	for (int word = 0; word < COPY_LINE; word += 8)
 		*(__u64 *)(to + word) = *(const __u64 *)(from + word);
+}
+
+static __always_inline void pair_copy(__u8 *to, const __u8 *from)
+{
+	*(__u64 *)to = *(const __u64 *)from;
+	*(__u64 *)(to + 8) = *(const __u64 *)(from + 8);
 }
 
 /* What a slot's text is, and a little more. */
@@ -201,23 +203,54 @@ static __always_inline __u32 age_now(void)
 	return bpf_jiffies64() * cfg.tick >> BMC_AGE_SHIFT;
 }
 
+/*
+ * The ways whose tags are `tag`, four of them at a time: a bit for each, that of way
+ * n at 16n, that of way 4 + n at 16n + 8.
+ */
+static __always_inline __u64 ways_alike(const struct bmc_bucket *b, __u16 tag)
+{
+	__u64 marks = 0;
+
+	for (int half = 0; half < 2; half++) {
+		__u64 differ = ((const volatile __u64 *)b->tags)[half] ^
+			       tag * EACH_TAG;
+
+		/* Then the top bit of a tag is set if any is. */
+		differ |= (differ & ~(EACH_TAG << 15)) + EACH_TAG * 0x7fff;
+		marks |= (~differ >> 15 & EACH_TAG) << half * 8;
+	}
+	return marks;
+}
+
+/* The way of the lowest mark. */
+static __always_inline __u32 way_marked(__u64 marks)
+{
+	__u32 at = word_count(marks & -marks);
+
+	return at / 2 % (BMC_WAYS / 2) + at % 2 * (BMC_WAYS / 2);
+}
+
 enum found { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
 
+/* An entry that was found, to be read while it stands. */
+struct hit {
+	struct bmc_bucket *bucket;
+	struct bmc_slot *slot;
+	__u32 seq;
+	__u64 len; /* of its text */
+};
+
 /*
- * Looks the key in s up and, on a hit, appends its text to s->frame. In s->word
- * and s->epoch it leaves the words it went by: loaded before anything else, so
- * that a lease made from them is older than the request's pass to memcached.
- *
- * The text goes to memory of this CPU, never into the packet: until the last
- * check the packet must still be fit to go to memcached.
+ * Looks the key in s up. In s->word and s->epoch it leaves the words it went by:
+ * loaded before anything else, so that a lease made from them is older than the
+ * request's pass to memcached.
  */
-static __always_inline int find(struct bmc_scratch *s)
+static __always_inline int find(struct bmc_scratch *s, struct hit *hit)
 {
 	struct bmc_global *g = cache_global();
 	struct bmc_bucket *b = cache_bucket(s->hash);
-	__u16 tag = way_tag(s->hash);
 	int found = FIND_MISS;
-	__u64 word, epoch;
+	__u64 word, epoch, marks;
 
 	if (!g || !b)
 		return FIND_MISS;
@@ -225,21 +258,19 @@ static __always_inline int find(struct bmc_scratch *s)
 	smp_rmb();
 	s->epoch = epoch = READ_ONCE(g->word);
 	smp_rmb();
-	if (!is_clean(word) || !is_clean(epoch))
+	if (!is_clean(word | epoch))
 		return FIND_MISS;
 	server_find(s);
 	if (!s->server)
 		return FIND_MISS;
 
-	for (int i = 0; i < BMC_WAYS; i++) {
+	marks = ways_alike(b, way_tag(s->hash));
+	for (int i = 0; i < BMC_WAYS && marks; i++, marks &= marks - 1) {
 		struct bmc_slot *slot;
-		__u64 len, at;
-		__u16 csum;
+		__u64 len;
 		__u32 seq;
 
-		if (READ_ONCE(b->tags[i]) != tag)
-			continue;
-		slot = way_slot(READ_ONCE(b->ways[i]));
+		slot = way_slot(READ_ONCE(b->ways[way_marked(marks)]));
 		if (!slot)
 			continue;
 		seq = READ_ONCE(slot->seq);
@@ -253,32 +284,58 @@ static __always_inline int find(struct bmc_scratch *s)
 		if (slot_is_dead(slot, age_now(), epoch))
 			continue;
 		len = (__u16)slot->epoch_len;
-		csum = slot->csum;
-		at = READ_ONCE(s->reply_len);
 		barrier_var(len);
-		barrier_var(at);
-		if (len > BMC_REPLY_MAX || at > BMC_REPLY_MAX)
-			continue;
-		if (at + len > BMC_REPLY_MAX - END_LEN)
-			return FIND_SIZE;
-		bounded(at, 2047);
-		text_copy(s, at, (void *)slot_text(slot), len);
-		smp_rmb();
-		if (READ_ONCE(slot->seq) != seq || READ_ONCE(b->word) != word)
-			continue;
-		/* Linearized: between its two loads the word stood still. */
-		s->reply_csum += at & 1 ? (__u16)(csum << 8 | csum >> 8) : csum;
-		s->reply_len = at + len;
+		if (len > BMC_REPLY_MAX - END_LEN)
+			return FIND_MISS;
+		*hit = (struct hit){ b, slot, seq, len };
 		heat_hit(slot, READ_ONCE(g->era));
 		return FIND_HIT;
 	}
 	return found;
 }
 
-/* The same for any but the first key of a request. */
+/*
+ * Whether what was read of the entry since find() is memcached's value: neither
+ * the slot nor the bucket's word moved. Linearized: between its two loads the word
+ * stood still.
+ */
+static __always_inline bool hit_stands(const struct hit *hit,
+				       const struct bmc_scratch *s)
+{
+	smp_rmb();
+	return READ_ONCE(hit->slot->seq) == hit->seq &&
+	       READ_ONCE(hit->bucket->word) == s->word;
+}
+
+/*
+ * Looks the key in s up and, on a hit, appends its text to s->frame: to memory of
+ * this CPU, as the packet must be fit to go to memcached until the last key's last
+ * check.
+ */
 __noinline int cache_find(struct bmc_scratch *s)
 {
-	return s ? find(s) : FIND_MISS;
+	struct hit hit;
+	__u16 csum;
+	int found;
+	__u64 at;
+
+	if (!s)
+		return FIND_MISS;
+	found = find(s, &hit);
+	if (found != FIND_HIT)
+		return found;
+	at = s->reply_len;
+	barrier_var(at);
+	if (at > BMC_REPLY_MAX - END_LEN || at + hit.len > BMC_REPLY_MAX - END_LEN)
+		return FIND_SIZE;
+	bounded(at, 2047);
+	csum = hit.slot->csum;
+	text_copy(s, at, (void *)slot_text(hit.slot), hit.len);
+	if (!hit_stands(&hit, s))
+		return FIND_MISS;
+	s->reply_csum += at & 1 ? (__u16)(csum << 8 | csum >> 8) : csum;
+	s->reply_len = at + hit.len;
+	return FIND_HIT;
 }
 
 /* Clears every way that may be the key's, whichever memcached it is for. */

@@ -74,7 +74,7 @@ static __always_inline void owed_end(const struct bmc_owed *owed, __u64 what,
 __noinline __u64 window_hash(struct window *w, __u32 at, __u32 klen)
 {
 	__u32 words = klen / 8;
-	__u64 sum = 0;
+	__u64 sum = cfg.seed[0];
 
 	if (!w || klen > BMC_KEY_MAX)
 		return 0;
@@ -87,7 +87,7 @@ __noinline __u64 window_hash(struct window *w, __u32 at, __u32 klen)
 		}
 		sum += hash_word(i, word);
 	}
-	return hash_end(sum, klen);
+	return hash_end(sum);
 }
 
 /* What bpf_loop() hands from one command or reply of a packet to the next. */

@@ -61,9 +61,12 @@ static __always_inline __u32 heat_more(__u32 count)
 /* The entry was asked for. */
 static __always_inline void heat_hit(struct bmc_slot *slot, __u64 era)
 {
-	__u8 old = READ_ONCE(slot->heat);
-	__u8 heat = heat_make(heat_more(heat_count(old, era)), era);
+	__u8 old = READ_ONCE(slot->heat), heat;
 
+	/* As most that are hit. */
+	if (likely(old == heat_make(HEAT_MAX, era)))
+		return;
+	heat = heat_make(heat_more(heat_count(old, era)), era);
 	if (heat != old)
 		WRITE_ONCE(slot->heat, heat);
 }

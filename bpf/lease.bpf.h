@@ -69,7 +69,7 @@ static __always_inline struct sender sender_of(const struct bmc_request *r)
 	_Static_assert(sizeof(*r) == 6 * sizeof(__u64), "six words, no holes");
 	for (int i = 0; i < 5; i++)
 		sum += hash_word(i, w[i]);
-	sender.name = hash_end(sum + hash_word(5, id / SENDERS_LINE), sizeof(*r));
+	sender.name = hash_end(sum + hash_word(5, id / SENDERS_LINE));
 	sender.place =
 		sender.name / SENDERS_LINE * SENDERS_LINE + id % SENDERS_LINE;
 	return sender;

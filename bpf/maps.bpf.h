@@ -218,10 +218,27 @@ struct {
 struct bmc_peers {
 	__u64 client[2]; /* network byte order, IPv4 mapped into IPv6 */
 	__u64 server[2];
-	__be16 client_port;
-	__be16 server_port;
-	__u32 vlan; /* as in struct bmc_server */
+	/* The client's, above 16 bits memcached's as in struct bmc_server. In one
+	 * word: it is read sooner than parts of it would have been put together.
+	 */
+	__u64 ports;
 };
+
+static __always_inline __be16 client_port(const struct bmc_peers *peers)
+{
+	return peers->ports;
+}
+
+static __always_inline __be16 server_port(const struct bmc_peers *peers)
+{
+	return peers->ports >> 16;
+}
+
+/* As in struct bmc_server. */
+static __always_inline __u64 port_vlan(const struct bmc_peers *peers)
+{
+	return peers->ports >> 16 << 16;
+}
 
 /* One UDP request: who asks whom, under which request id. */
 struct bmc_request {
@@ -409,7 +426,7 @@ struct bmc_scratch {
 	struct bmc_request request;
 	/* The packet: offsets from its first byte, lengths in bytes. */
 	__u64 size; /* XDP only */
-	__u64 mac[3]; /* its first 24 bytes */
+	__u64 head[HEAD_MAX / 8]; /* its first bytes; of most three words */
 	__u32 ip; /* offset of the IP header */
 	__u32 ip_first; /* the IP header's first four bytes */
 	__u32 ip_id;
@@ -417,6 +434,8 @@ struct bmc_scratch {
 	__u32 l4; /* offset of the UDP or TCP header */
 	__u32 l4_len; /* UDP or TCP header and payload */
 	struct tcphdr tcp;
+	__u64 udp; /* the UDP header */
+	__u64 datagram; /* memcached's own, behind it */
 	__u32 text; /* offset of the memcached text, or of TCP's payload */
 	__u32 text_len;
 	struct walk walk;
@@ -424,6 +443,7 @@ struct bmc_scratch {
 	/* The key at hand, padded with zeroes to whole words. */
 	__u32 klen;
 	__u64 key[KEY_WORDS_MAX];
+	__u64 key_csum; /* the sum of these words */
 	__u64 hash; /* `bmc top` looks at it now and then */
 	__u32 next; /* offset of the next key; 0 after the last */
 	__u32 keys; /* how many keys the request has */

@@ -76,7 +76,10 @@ static __always_inline bool csum_is_right(__u64 sum)
 
 static __always_inline bool is_memcached_port(__be16 port)
 {
-	for (__u32 i = 0; i < BMC_PORTS_MAX && i < cfg.nr_ports; i++)
+	/* There is one at least. */
+	if (likely(cfg.ports[0] == port))
+		return true;
+	for (__u32 i = 1; i < BMC_PORTS_MAX && i < cfg.nr_ports; i++)
 		if (cfg.ports[i] == port)
 			return true;
 	return false;
@@ -141,21 +144,22 @@ static __always_inline __u64 csum_peers(const struct bmc_peers *peers)
 }
 
 /*
- * Ethernet, tags, IP and the ports. Sets request.peers, mac, ip*, l4, l4_len (0
- * if the stack will drop the packet), peers_csum.
- * request.peers.vlan holds, on entry, the tag that the kernel keeps outside
- * the frame (TC), shifted in by one id: the frame's own tags come after it.
+ * Ethernet, tags, IP and the ports. Sets request.peers, head, ip*, l4, l4_len (0
+ * if the stack will drop the packet), udp, peers_csum.
+ * `vlan` is the tag that the kernel keeps outside the frame (TC), if there is one:
+ * the frame's own come after it.
  * Says OTHER for anything that is not memcached's, and SHORT if it has to see
  * more than is in linear memory; l4_len is checked against `len`, the whole
  * frame. Without `tcp` only UDP is of interest.
  */
 static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 					enum way way, bool tag_outside,
-					bool tcp, struct bmc_scratch *s)
+					__u32 vlan, bool tcp,
+					struct bmc_scratch *s)
 {
 	struct bmc_peers *peers = &s->request.peers;
 	__u64 src[2] = {}, dst[2] = {};
-	__u32 vlan = peers->vlan, off = sizeof(struct ethhdr);
+	__u32 off = sizeof(struct ethhdr);
 	__u32 shift = tag_outside ? VLAN_SHIFT : 0;
 	__u32 l4, l4_end;
 	bool fragment = false, options = false;
@@ -164,7 +168,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	__u16 proto;
 	__u8 next;
 
-	if (data + sizeof(s->mac) > data_end)
+	if (data + LINK_WORDS * 8 > data_end)
 		return PACKET_SHORT;
 	proto = bpf_ntohs(eth->h_proto);
 	for (int i = 0; i < 2; i++) {
@@ -259,8 +263,8 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		peers->client[1] = src[1];
 		peers->server[0] = dst[0];
 		peers->server[1] = dst[1];
-		peers->client_port = l4h->source;
-		peers->server_port = l4h->dest;
+		peers->ports = l4h->source | (__u64)l4h->dest << 16 |
+			       (__u64)vlan << 32;
 	} else {
 		if (!is_memcached_port(l4h->source))
 			return PACKET_OTHER;
@@ -268,8 +272,8 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		peers->client[1] = dst[1];
 		peers->server[0] = src[0];
 		peers->server[1] = src[1];
-		peers->client_port = l4h->dest;
-		peers->server_port = l4h->source;
+		peers->ports = l4h->dest | (__u64)l4h->source << 16 |
+			       (__u64)vlan << 32;
 	}
 	if (next == IPPROTO_TCP) {
 		if ((void *)l4h + sizeof(s->tcp) > data_end)
@@ -278,10 +282,9 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		if (l4_end <= l4)
 			l4_end = len; /* BIG TCP: too long for its field */
 	}
-	peers->vlan = vlan;
-	s->mac[0] = ((__u64 *)data)[0];
-	s->mac[1] = ((__u64 *)data)[1];
-	s->mac[2] = ((__u64 *)data)[2];
+	s->head[0] = ((__u64 *)data)[0];
+	s->head[1] = ((__u64 *)data)[1];
+	s->head[2] = ((__u64 *)data)[2];
 	s->ip = off;
 	s->l4 = l4;
 	s->l4_len = l4_end - l4;
@@ -301,6 +304,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	}
 	if (l4_end - l4 > bpf_ntohs(l4h->len))
 		return -COUNTER(pass_length);
+	s->udp = *(__u64 *)l4h;
 	s->peers_csum = csum_peers(peers);
 	return PACKET_UDP;
 }
@@ -319,6 +323,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 	struct ethhdr *eth = data;
 	struct udphdr *l4h;
 	void *ip = eth + 1;
+	__u32 ports;
 	__u8 next;
 
 	if (unlikely(ip + sizeof(struct iphdr) + sizeof(*l4h) > data_end))
@@ -371,15 +376,15 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 	/* Without a length: see BIG TCP above. */
 	if (unlikely((__s32)s->l4_len <= 0))
 		return PACKET_UNSURE;
+	ports = *(__u32 *)l4h;
 	*peers = way == WAY_IN
 			 ? (struct bmc_peers){ .client = { src[0], src[1] },
 					       .server = { dst[0], dst[1] },
-					       .client_port = l4h->source,
-					       .server_port = l4h->dest }
+					       .ports = ports }
 			 : (struct bmc_peers){ .client = { dst[0], dst[1] },
 					       .server = { src[0], src[1] },
-					       .client_port = l4h->dest,
-					       .server_port = l4h->source };
+					       .ports = ports >> 16 |
+							(__u32)ports << 16 };
 	s->l4 = (void *)l4h - data;
 	if (next == IPPROTO_TCP) {
 		struct tcphdr *head = (void *)l4h;
@@ -392,11 +397,12 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 	if (!csum_is_right(ip_sum) || s->l4_len < UDP_LEN ||
 	    s->l4_len != bpf_ntohs(l4h->len) || s->l4 + s->l4_len > len)
 		return PACKET_UNSURE;
-	s->mac[0] = ((__u64 *)data)[0];
-	s->mac[1] = ((__u64 *)data)[1];
-	s->mac[2] = ((__u64 *)data)[2];
+	s->head[0] = ((__u64 *)data)[0];
+	s->head[1] = ((__u64 *)data)[1];
+	s->head[2] = ((__u64 *)data)[2];
 	s->ip = sizeof(*eth);
 	s->ip_csum = 0xffff;
+	s->udp = *(__u64 *)l4h;
 	s->peers_csum = sum + (IPPROTO_UDP << 8);
 	return PACKET_UDP;
 }
@@ -421,9 +427,9 @@ static __always_inline bool word_before(void *data, void *data_end, __u64 end,
 
 /*
  * The datagram of a UDP request, after packet_parse() and with all of it in
- * linear memory: memcached's frame header and "get ...\r\n". Sets request.id,
- * text, text_len. Returns 0, or -COUNTER(...) of why bmc leaves it alone;
- * text_len is 0 if memcached will not read the text either.
+ * linear memory: memcached's frame header and "get ". Sets request.id, datagram,
+ * text, text_len. Returns 0, or -COUNTER(...) of why bmc leaves it alone; text_len
+ * is 0 if memcached will not read the text either.
  */
 static __always_inline int request_parse(void *data, void *data_end,
 					 struct bmc_scratch *s)
@@ -454,6 +460,7 @@ static __always_inline int request_parse(void *data, void *data_end,
 	if ((__u16)(frame >> 32) != bpf_htons(1))
 		return -COUNTER(pass_frame);
 	s->request.id = (__u16)frame;
+	s->datagram = frame;
 	s->text = l4 + UDP_LEN + FRAME_LEN;
 	s->text_len = len;
 	if ((__u16)(frame >> 16)) /* memcached does not look */
@@ -462,7 +469,7 @@ static __always_inline int request_parse(void *data, void *data_end,
 	/* Multicast and broadcast are nobody's in particular: such a frame is not
 	 * for us alone, or the reply would not be for its sender alone.
 	 */
-	if ((s->mac[0] | s->mac[0] >> 48) & 1 || !peers->client_port)
+	if ((s->head[0] | s->head[0] >> 48) & 1 || !client_port(peers))
 		return -COUNTER(pass_address);
 	if (is_mapped(peers->client) ? !is_allowed4(peers->client[1] >> 32)
 				     : !is_allowed6(peers->client))
@@ -470,21 +477,19 @@ static __always_inline int request_parse(void *data, void *data_end,
 	if (len < GET_LEN || (void *)text + GET_LEN > data_end ||
 	    *(__u32 *)text != TEXT_GET)
 		return -COUNTER(pass_command);
-	if (!word_before(data, data_end, s->text + len, &frame))
-		return -COUNTER(pass_length);
-	return frame >> 48 == TEXT_CRLF ? 0 : -COUNTER(pass_line);
+	return 0;
 }
 
 /*
- * The key that starts at offset `off`: its words, length and hash, and in
- * `next` where the one behind it starts. Word by word, until one holds a byte
- * that ends a key. Returns 0 or -COUNTER(...).
+ * The key that starts at offset `off`: its words, their sum, length and hash, and
+ * in `next` where the one behind it starts; 0 if the text ends there with "\r\n".
+ * Word by word, until one holds a byte that ends a key. Returns 0 or -COUNTER(...).
  */
 static __always_inline int request_key(void *data, void *data_end, __u32 off,
 				       struct bmc_scratch *s)
 {
 	__u64 from = off, end = s->text + s->text_len;
-	__u64 sum = 0, w, ends, first = 0, klen;
+	__u64 sum = cfg.seed[0], csum = 0, w, ends, first = 0, klen;
 	__u8 *p;
 
 	barrier_var(from);
@@ -512,11 +517,13 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 			w &= first - 1;
 			s->key[i] = w;
 			sum += hash_word(i, w);
+			csum += csum_word(w);
 			WRITE_ONCE(s->klen, i * 8 + word_count(first));
 			break;
 		}
 		s->key[i] = w;
 		sum += hash_word(i, w);
+		csum += csum_word(w);
 	}
 	if (!first)
 		return -COUNTER(pass_key);
@@ -527,7 +534,8 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 	if (klen > BMC_KEY_MAX)
 		return -COUNTER(pass_key);
 	bounded(klen, 255);
-	s->hash = hash_end(sum, klen);
+	s->hash = hash_end(sum);
+	s->key_csum = csum;
 	from += klen;
 	p = data + from;
 	if ((void *)p + 2 > data_end)
@@ -554,40 +562,62 @@ static __always_inline bool skb_load(struct __sk_buff *skb, __u32 off, void *to,
 
 enum intact { INTACT_NO = 0, INTACT_YES, INTACT_PARTIAL };
 
+/* The sum of up to seven bytes that are `len` bytes behind an even place. */
+static __always_inline __u64 csum_behind(__u64 bytes, __u64 len)
+{
+	return csum_word(bytes << (len & 1) * 8);
+}
+
 /*
- * Whether the request is what its sender sent. The stack would check it; a hit
- * never gets there. A sender on this machine leaves the checksum to hardware
- * that does not exist: its field holds the sum of the addresses only
- * (CHECKSUM_PARTIAL), and nothing can have damaged the rest. One request in
- * 65536 looks like both; with `sure` it is taken for neither.
+ * Whether the request is what its sender sent, `sum` being that of all of its UDP
+ * datagram. The stack would check it; a hit never gets there. A sender on this
+ * machine leaves the checksum to hardware that does not exist: its field holds the
+ * sum of the addresses only (CHECKSUM_PARTIAL), and nothing can have damaged the
+ * rest. One request in 65536 looks like both; with `sure` it is taken for neither.
  */
-static __always_inline int request_intact(void *data, void *data_end,
-					  const struct bmc_scratch *s, bool sure)
+static __always_inline int csum_intact(const struct bmc_scratch *s, __u64 sum,
+				       bool sure)
+{
+	__u64 pseudo = s->peers_csum + bpf_htons(s->l4_len);
+	__u16 check = s->udp >> 48;
+	bool whole, partial;
+
+	if (!check)
+		return is_mapped(s->request.peers.client) ? INTACT_YES
+							  : INTACT_NO;
+	whole = csum_is_right(pseudo + sum);
+	if (whole && !sure)
+		return INTACT_YES;
+	partial = csum_is_right(pseudo + (__u16)~check);
+	if (partial)
+		return whole ? INTACT_NO : INTACT_PARTIAL;
+	return whole ? INTACT_YES : INTACT_NO;
+}
+
+/* The same of a GET of one key, by what has been read of it. */
+static __always_inline int request_intact(const struct bmc_scratch *s)
+{
+	return csum_intact(s,
+			   csum_word(s->udp) + csum_word(s->datagram) + TEXT_GET +
+				   s->key_csum + csum_behind(TEXT_CRLF, s->klen),
+			   cfg.generic);
+}
+
+/* The same of any, read once more. */
+static __always_inline int packet_intact(void *data, void *data_end,
+					 const struct bmc_scratch *s, bool sure)
 {
 	__u64 len = s->l4_len, l4 = s->l4, i;
-	__u64 pseudo, sum = 0, w;
+	__u64 sum = 0, w;
 	__u8 *p;
-	bool partial;
-	__u16 check;
 
 	barrier_var(l4);
 	barrier_var(len);
-	if (l4 > HEAD_MAX || len > TEXT_MAX + UDP_LEN + FRAME_LEN ||
-	    len < UDP_LEN + FRAME_LEN)
+	if (l4 > HEAD_MAX || len > TEXT_MAX + UDP_LEN + FRAME_LEN)
 		return INTACT_NO;
 	bounded(l4, 127);
 	bounded(len, 2047);
 	p = data + l4;
-	if ((void *)p + UDP_LEN > data_end)
-		return INTACT_NO;
-	check = ((struct udphdr *)p)->check;
-	if (!check)
-		return is_mapped(s->request.peers.client) ? INTACT_YES
-							  : INTACT_NO;
-	pseudo = s->peers_csum + bpf_htons(len);
-	partial = csum_is_right(pseudo + (__u16)~check);
-	if (partial && !sure)
-		return INTACT_PARTIAL;
 	/* Sixteen bytes at a time, then eight, then what is left. */
 	for (i = 16; i <= TEXT_MAX + UDP_LEN + FRAME_LEN; i += 16, p += 16) {
 		if (i > len)
@@ -607,27 +637,27 @@ static __always_inline int request_intact(void *data, void *data_end,
 			return INTACT_NO;
 		sum += csum_word(w >> (64 - (len & 7) * 8));
 	}
-	if (!csum_is_right(pseudo + sum))
-		return partial ? INTACT_PARTIAL : INTACT_NO;
-	return partial ? INTACT_NO : INTACT_YES;
+	return csum_intact(s, sum, sure);
+}
+
+static __always_inline void text_end(__u8 *to)
+{
+	*(__u32 *)to = (__u32)TEXT_END;
+	to[4] = TEXT_END >> 32;
 }
 
 /*
- * Ends the text in s->frame; the sum is then that of all of it. True, as find()
- * leaves room for the end.
+ * Ends the text in s->frame; the sum is then that of all of it. True, as
+ * cache_find() leaves room for the end.
  */
 static __always_inline bool reply_end(struct bmc_scratch *s)
 {
-	__u64 end = TEXT_END_ | (__u64)'\n' << 32;
 	__u32 len = s->reply_len;
-	__u8 *text = s->frame + HEAD_MAX;
 
 	if (len > BMC_REPLY_MAX - END_LEN)
 		return false;
-	*(__u32 *)(text + len) = (__u32)end;
-	text[len + 4] = '\n';
-	/* Summed at its place: an odd one swaps the bytes. */
-	s->reply_csum += len & 1 ? csum_word(end << 8) : csum_word(end);
+	text_end(s->frame + HEAD_MAX + len);
+	s->reply_csum += csum_behind(TEXT_END, len);
 	return true;
 }
 
@@ -640,20 +670,21 @@ static __always_inline void reply_head(const struct bmc_scratch *s, __u8 *l2,
 				       __u8 *ip, bool partial)
 {
 	const struct bmc_peers *peers = &s->request.peers;
-	__u64 dst = s->mac[0] & 0xffffffffffffULL, sum, id = s->request.id;
-	__u64 src = s->mac[0] >> 48 | (s->mac[1] & 0xffffffff) << 16;
+	__u64 dst = s->head[0] & 0xffffffffffffULL, sum, id = s->request.id;
+	__u64 src = s->head[0] >> 48 | (s->head[1] & 0xffffffff) << 16;
 	__u32 udp_len = UDP_LEN + FRAME_LEN + s->reply_len + END_LEN;
+	__u32 ports = (__u32)s->udp >> 16 | (__u32)s->udp << 16;
 
 	*(__u64 *)l2 = src | dst << 48;
-	*(__u64 *)(l2 + 8) = dst >> 16 | (s->mac[1] >> 32 << 32);
-	*(__u64 *)(l2 + 16) = s->mac[2];
+	*(__u64 *)(l2 + 8) = dst >> 16 | (s->head[1] >> 32 << 32);
+	*(__u64 *)(l2 + 16) = s->head[2];
 
 	sum = s->peers_csum + bpf_htons(udp_len);
 	if (partial) {
 		sum = csum_fold(sum);
 	} else {
-		sum += s->reply_csum + peers->server_port + peers->client_port +
-		       bpf_htons(udp_len) + id + bpf_htons(1);
+		sum += s->reply_csum + ports + bpf_htons(udp_len) + id +
+		       bpf_htons(1);
 		sum = (__u16)~csum_fold(sum);
 		if (!sum)
 			sum = 0xffff; /* RFC 768: zero would mean none */
@@ -682,8 +713,7 @@ static __always_inline void reply_head(const struct bmc_scratch *s, __u8 *l2,
 		*(__u64 *)(ip + 32) = peers->client[1];
 		ip += sizeof(struct ipv6hdr);
 	}
-	*(__u64 *)ip = peers->server_port | (__u64)peers->client_port << 16 |
-		       (__u64)bpf_htons(udp_len) << 32 | sum << 48;
+	*(__u64 *)ip = ports | (__u64)bpf_htons(udp_len) << 32 | sum << 48;
 	/* The same id, sequence 0, total 1. */
 	*(__u64 *)(ip + UDP_LEN) = id | (__u64)bpf_htons(1) << 32;
 }

@@ -44,6 +44,7 @@ enum {
 
 #define TEXT_VALUE_ NAME('V', 'A', 'L', 'U', 'E', ' ', 0, 0)
 #define TEXT_VALUE_SUM (('V' | 'A' << 8) + ('L' | 'U' << 8) + ('E' | ' ' << 8))
+#define TEXT_END NAME('E', 'N', 'D', '\r', '\n', 0, 0, 0)
 #define TEXT_STORED NAME('S', 'T', 'O', 'R', 'E', 'D', '\r', '\n')
 
 /*
@@ -69,9 +70,10 @@ static __always_inline __u32 word_count(__u64 first)
 
 /*
  * NH (Black et al., "UMAC", CRYPTO '99): a sum of products, one for each word
- * of the key, with a secret key as long as the longest memcached key. Two
- * different keys collide with probability 2^-32 whoever chose them, as long as
- * the secret is one.
+ * of the key, padded with zeroes, to begin with cfg.seed[0], with a secret key as
+ * long as the longest memcached key. Two different keys collide with probability
+ * 2^-31 whoever chose them, as long as the secret is one; unless zeroes at the end
+ * are all that differs, which the binary protocol allows: such keys end together.
  */
 static __always_inline __u64 hash_word(__u32 i, __u64 w)
 {
@@ -82,9 +84,8 @@ static __always_inline __u64 hash_word(__u32 i, __u64 w)
 }
 
 /* Spread the sum over all 64 bits: index below, tag above. */
-static __always_inline __u64 hash_end(__u64 sum, __u32 len)
+static __always_inline __u64 hash_end(__u64 sum)
 {
-	sum += cfg.seed[0] + len * 0x9e3779b97f4a7c15ULL;
 	sum ^= sum >> 32;
 	sum *= 0xd6e8feb86659fd93ULL;
 	return sum ^ sum >> 32;

@@ -36,8 +36,7 @@ __noinline int xdp_packet(struct xdp_md *ctx, struct bmc_scratch *s)
 {
 	if (!s)
 		return PACKET_OTHER;
-	s->request.peers.vlan = 0;
-	return packet_parse(DATA(ctx), DATA_END(ctx), s->size, WAY_IN, false,
+	return packet_parse(DATA(ctx), DATA_END(ctx), s->size, WAY_IN, false, 0,
 			    false, s);
 }
 
@@ -47,6 +46,12 @@ __noinline int xdp_key(struct xdp_md *ctx, struct bmc_scratch *s, __u32 off)
 	return s ? request_key(DATA(ctx), DATA_END(ctx), off, s) : -1;
 }
 
+__noinline int xdp_intact(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	return s ? packet_intact(DATA(ctx), DATA_END(ctx), s, cfg.generic)
+		 : INTACT_NO;
+}
+
 /* For TC, the same steps as functions: a call is little to what comes after. */
 __noinline int tc_packet(struct __sk_buff *skb, struct bmc_scratch *s, int way)
 {
@@ -54,9 +59,9 @@ __noinline int tc_packet(struct __sk_buff *skb, struct bmc_scratch *s, int way)
 
 	if (!s)
 		return PACKET_OTHER;
-	s->request.peers.vlan = tag ? skb->vlan_tci & VLAN_VID : 0;
 	return packet_parse(DATA(skb), DATA_END(skb), skb->len,
-			    way == WAY_IN ? WAY_IN : WAY_OUT, tag, true, s);
+			    way == WAY_IN ? WAY_IN : WAY_OUT, tag,
+			    tag ? skb->vlan_tci & VLAN_VID : 0, true, s);
 }
 
 __noinline int tc_request(struct __sk_buff *skb, struct bmc_scratch *s)
@@ -72,7 +77,7 @@ __noinline int tc_key(struct __sk_buff *skb, struct bmc_scratch *s, __u32 off)
 
 __noinline int tc_intact(struct __sk_buff *skb, struct bmc_scratch *s)
 {
-	return s ? request_intact(DATA(skb), DATA_END(skb), s, true) : INTACT_NO;
+	return s ? packet_intact(DATA(skb), DATA_END(skb), s, true) : INTACT_NO;
 }
 
 /*
@@ -113,108 +118,8 @@ static __always_inline void count(struct bmc_stats *st, int counter)
 		((__u64 *)st)[n]++;
 }
 
-/* The reply into the frame, which is as long as it; `len` bytes of text. */
-static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
-				      __u64 len)
-{
-	void *data = DATA(ctx), *data_end = DATA_END(ctx), *to;
-	__u64 ip = s->ip, text = s->text, last = len - 16, i;
-	__u8 *from = s->frame + HEAD_MAX;
-
-	barrier_var(ip);
-	barrier_var(text);
-	if (ip > LINK_MAX || text > HEAD_MAX)
-		return false;
-	bounded(ip, 31);
-	bounded(text, 127);
-	if (data + LINK_WORDS * 8 > data_end || data + ip + REPLY_HEAD > data_end)
-		return false;
-	reply_head(s, data, data + ip, false);
-	/* The text by lines, then two words at a time, the last two up to the end. */
-	to = data + text;
-	for (i = 0; i < BMC_REPLY_MAX; i += COPY_LINE) {
-		if (i + COPY_LINE > len)
-			break;
-		if (to + i + COPY_LINE > data_end)
-			return false;
-		line_copy(to + i, from + i);
-	}
-	for (int step = 0; step < COPY_LINE / 16; step++, i += 16) {
-		if (i >= last)
-			break;
-		if (to + i + 16 > data_end)
-			return false;
-		*(__u64 *)(to + i) = *(__u64 *)(from + i);
-		*(__u64 *)(to + i + 8) = *(__u64 *)(from + i + 8);
-	}
-	barrier_var(last);
-	if (last > BMC_REPLY_MAX)
-		return false;
-	bounded(last, 2047);
-	if (to + last + 16 > data_end)
-		return false;
-	*(__u64 *)(to + last) = *(__u64 *)(from + last);
-	*(__u64 *)(to + last + 8) = *(__u64 *)(from + last + 8);
-	return true;
-}
-
-/*
- * Answers the GET if every key is there; else the frame is as it came. For one
- * key with as few calls as can be, for their price (see text_copy()).
- */
-static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
-{
-	struct bmc_stats *st = stats();
-	__u32 keys = 1, off;
-	int grow, intact;
-	__u64 len;
-
-	if (!st || request_parse(DATA(ctx), DATA_END(ctx), s) ||
-	    request_key(DATA(ctx), DATA_END(ctx), s->text + GET_LEN, s))
-		return XDP_PASS;
-	s->reply_len = 0;
-	s->reply_csum = 0;
-	if (find(s) != FIND_HIT)
-		return XDP_PASS;
-	off = READ_ONCE(s->next);
-	for (; off && keys < BMC_KEYS_MAX; keys++) {
-		if (xdp_key(ctx, s, off) || cache_find(s) != FIND_HIT)
-			return XDP_PASS;
-		off = READ_ONCE(s->next);
-	}
-	if (off)
-		return XDP_PASS;
-	/* Through memory: the verifier goes on with one number, not 32. */
-	WRITE_ONCE(s->keys, keys);
-	/* On an skb that has its checksum completed later, XDP would have to
-	 * keep the headers where they are: bmc_rx_tc does.
-	 */
-	intact = request_intact(DATA(ctx), DATA_END(ctx), s, false);
-	if (!intact || (intact == INTACT_PARTIAL && cfg.generic))
-		return XDP_PASS;
-
-	len = READ_ONCE(s->reply_len) + END_LEN;
-	barrier_var(len);
-	if (!reply_end(s) || len < 16 || len > BMC_REPLY_MAX ||
-	    !fits_device(ctx, s, s->text + len))
-		return XDP_PASS;
-	grow = s->text + len - READ_ONCE(s->size);
-	if (grow > 0 && grow <= HEAD_GROWTH) {
-		if (bpf_xdp_adjust_head(ctx, -grow) &&
-		    bpf_xdp_adjust_tail(ctx, grow))
-			return XDP_PASS;
-	} else if (grow && bpf_xdp_adjust_tail(ctx, grow)) {
-		return XDP_PASS;
-	}
-	if (!xdp_write(ctx, s, len))
-		return XDP_PASS; /* cannot be: the frame is that long */
-	count_served(st, READ_ONCE(s->keys));
-	return XDP_TX;
-}
-
-/* The same for an skb; `len` bytes in all. */
-static __always_inline bool tc_write(struct __sk_buff *skb, struct bmc_scratch *s,
-				     __u64 len, bool partial)
+/* Where in s->frame the reply starts that ends with the text there. */
+static __always_inline __u8 *frame_write(struct bmc_scratch *s, bool partial)
 {
 	__u64 ip = s->ip, start = HEAD_MAX - s->text;
 	__u8 *frame = s->frame;
@@ -222,14 +127,233 @@ static __always_inline bool tc_write(struct __sk_buff *skb, struct bmc_scratch *
 	barrier_var(ip);
 	barrier_var(start);
 	if (ip > LINK_MAX || start > HEAD_MAX - LINK_WORDS * 8)
-		return false;
+		return NULL;
 	bounded(ip, 31);
 	bounded(start, 127);
 	frame += start;
 	reply_head(s, frame, frame + ip, partial);
+	return frame;
+}
+
+/* Whether XDP may answer, given what became of the request on its way. */
+static __always_inline bool xdp_may(int intact)
+{
+	/* On an skb that has its checksum completed later, XDP would have to
+	 * keep the headers where they are: bmc_rx_tc does.
+	 */
+	return intact == INTACT_YES || (intact == INTACT_PARTIAL && !cfg.generic);
+}
+
+/*
+ * Makes the frame longer by `grow`, at its head if there is room: returns how much
+ * further in front it starts, or -1.
+ */
+static __always_inline int xdp_grow(struct xdp_md *ctx, int grow)
+{
+	if (grow > 0 && grow <= HEAD_GROWTH && !bpf_xdp_adjust_head(ctx, -grow))
+		return grow;
+	return grow && bpf_xdp_adjust_tail(ctx, grow) ? -1 : 0;
+}
+
+/* The text of the entry and the end into the frame, which is as long as they. */
+static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
+				      const struct hit *hit)
+{
+	void *data = DATA(ctx), *data_end = DATA_END(ctx), *to;
+	__u64 text = s->text, len = hit->len + END_LEN, last = len - 16, i;
+	struct text *from = (void *)slot_text(hit->slot);
+
+	barrier_var(text);
+	barrier_var(last);
+	if (text > HEAD_MAX || last > BMC_REPLY_MAX - 16)
+		return false;
+	bounded(text, 127);
+	bounded(last, 2047);
+	/* A long one by a helper, which copies faster but has to be called. */
+	if (last >= COPY_FIRST) {
+		if (bpf_xdp_store_bytes(ctx, text, from, last + 16))
+			return false;
+		data = DATA(ctx);
+		data_end = DATA_END(ctx);
+	}
+	to = data + text;
+	if (to + 16 > data_end || to + last + 16 > data_end)
+		return false;
+	/* By lines, then two words at a time, the last two up to the end. */
+	if (last < COPY_FIRST) {
+		for (i = 0; i + COPY_LINE <= COPY_FIRST; i += COPY_LINE) {
+			if (i + COPY_LINE > last + 16)
+				break;
+			if (to + i + COPY_LINE > data_end)
+				return false;
+			line_copy(to + i, from->bytes + i);
+		}
+		for (int step = 0; step < COPY_LINE / 16; step++, i += 16) {
+			if (i >= last)
+				break;
+			if (to + i + 16 > data_end)
+				return false;
+			pair_copy(to + i, from->bytes + i);
+		}
+		pair_copy(to + last, from->bytes + last);
+	}
+	text_end(to + last + 16 - END_LEN);
+	*(__u64 *)to = text_first(from);
+	return true;
+}
+
+/* The headers of the reply into the frame. */
+static __always_inline bool xdp_head(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	void *data = DATA(ctx), *data_end = DATA_END(ctx);
+	__u64 ip = s->ip;
+
+	barrier_var(ip);
+	if (ip > LINK_MAX)
+		return false;
+	bounded(ip, 31);
+	if (data + LINK_WORDS * 8 > data_end || data + ip + REPLY_HEAD > data_end)
+		return false;
+	reply_head(s, data, data + ip, false);
+	return true;
+}
+
+/*
+ * Keeps the headers of the request, as far as they are not in s->head: in words, for
+ * which there are enough bytes behind them ("get ", a key, "\r\n").
+ */
+static __always_inline bool xdp_keep(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	enum { IPV4_WORDS = 7 };
+	__u64 *data = DATA(ctx);
+	void *data_end = DATA_END(ctx);
+
+	if ((void *)(data + IPV4_WORDS) > data_end)
+		return false;
+	for (int i = LINK_WORDS; i < IPV4_WORDS; i++)
+		s->head[i] = data[i];
+	for (__u32 i = IPV4_WORDS; i * 8 < s->text; i++) {
+		if (i >= HEAD_MAX / 8 || (void *)(data + i + 1) > data_end)
+			return false;
+		s->head[i] = data[i];
+	}
+	return true;
+}
+
+/*
+ * The GET of one key as it was, after xdp_grow() returned `front` and xdp_write()
+ * overwrote it: memcached gets to see what its client sent.
+ */
+__noinline int xdp_undo(struct xdp_md *ctx, struct bmc_scratch *s, int front)
+{
+	__u64 klen, head, len;
+
+	if (!s)
+		return XDP_PASS;
+	if (front > 0)
+		bpf_xdp_adjust_head(ctx, front);
+	else
+		bpf_xdp_adjust_tail(ctx,
+				    s->size - s->text - s->reply_len - END_LEN);
+	head = s->text - 1;
+	len = s->text_len - 1;
+	klen = s->klen;
+	barrier_var(klen);
+	barrier_var(head);
+	barrier_var(len);
+	if (klen > BMC_KEY_MAX || head >= HEAD_MAX || len >= 2 * BMC_KEY_MAX)
+		return XDP_PASS;
+	bounded(klen, 255);
+	*(__u32 *)s->frame = TEXT_GET;
+	for (__u32 i = 0; i < KEY_WORDS; i++)
+		*(__u64 *)(s->frame + GET_LEN + i * 8) = s->key[i];
+	*(__u16 *)(s->frame + GET_LEN + klen) = TEXT_CRLF;
+	if (front > 0)
+		bpf_xdp_store_bytes(ctx, 0, s->head, head + 1);
+	bpf_xdp_store_bytes(ctx, head + 1, s->frame, len + 1);
+	return XDP_PASS;
+}
+
+/*
+ * Answers any GET, of which the first key has been parsed, if every key is there; else
+ * the frame is as it came. Their texts are put together in this CPU's memory.
+ */
+static __always_inline int xdp_several(struct xdp_md *ctx, struct bmc_scratch *s,
+				       struct bmc_stats *st)
+{
+	__u32 keys, off = 0;
+	__u8 *frame;
+	__u64 len;
+
+	s->reply_len = 0;
+	s->reply_csum = 0;
+	for (keys = 1; keys <= BMC_KEYS_MAX; keys++) {
+		if (cache_find(s) != FIND_HIT)
+			return XDP_PASS;
+		off = READ_ONCE(s->next);
+		if (!off)
+			break;
+		if (xdp_key(ctx, s, off))
+			return XDP_PASS;
+	}
+	/* Through memory: the verifier goes on with one number, not 32. */
+	WRITE_ONCE(s->keys, keys);
+	if (off || !xdp_may(xdp_intact(ctx, s)) || !reply_end(s))
+		return XDP_PASS;
+	len = s->text + READ_ONCE(s->reply_len) + END_LEN;
+	if (!fits_device(ctx, s, len) || xdp_grow(ctx, len - s->size) < 0)
+		return XDP_PASS;
+	frame = frame_write(s, false);
 	len--; /* see skb_load() */
 	barrier_var(len);
-	return len < HEAD_MAX + BMC_REPLY_MAX &&
+	if (!frame || len >= HEAD_MAX + BMC_REPLY_MAX ||
+	    bpf_xdp_store_bytes(ctx, 0, frame, len + 1))
+		return XDP_PASS; /* cannot be: the frame is that long */
+	count_served(st, READ_ONCE(s->keys));
+	return XDP_TX;
+}
+
+/*
+ * Answers a GET. Of one key, in a frame without padding, as most are, with as few
+ * calls and copies as can be: the text goes straight into the frame, and if the
+ * entry changed meanwhile, the request is written there again.
+ */
+static __always_inline int serve_xdp(struct xdp_md *ctx, struct bmc_scratch *s)
+{
+	struct bmc_stats *st = stats();
+	struct hit hit;
+	int front;
+
+	if (!st || request_parse(DATA(ctx), DATA_END(ctx), s) ||
+	    request_key(DATA(ctx), DATA_END(ctx), s->text + GET_LEN, s))
+		return XDP_PASS;
+	if (READ_ONCE(s->next) || s->size != s->text + s->text_len)
+		return xdp_several(ctx, s, st);
+	if (find(s, &hit) != FIND_HIT || !xdp_may(request_intact(s)))
+		return XDP_PASS;
+	s->reply_len = hit.len;
+	s->reply_csum = hit.slot->csum + csum_behind(TEXT_END, hit.len);
+	if (!fits_device(ctx, s, s->text + hit.len + END_LEN) ||
+	    !xdp_keep(ctx, s))
+		return XDP_PASS;
+	front = xdp_grow(ctx, s->text + hit.len + END_LEN - s->size);
+	if (front < 0)
+		return XDP_PASS;
+	if (!xdp_write(ctx, s, &hit) || !hit_stands(&hit, s) || !xdp_head(ctx, s))
+		return xdp_undo(ctx, s, front);
+	count_served(st, 1);
+	return XDP_TX;
+}
+
+/* The reply into the skb, which is as long as it: `len` bytes in all. */
+static __always_inline bool tc_write(struct __sk_buff *skb, struct bmc_scratch *s,
+				     __u64 len, bool partial)
+{
+	__u8 *frame = frame_write(s, partial);
+
+	len--; /* see skb_load() */
+	barrier_var(len);
+	return frame && len < HEAD_MAX + BMC_REPLY_MAX &&
 	       !bpf_skb_store_bytes(skb, 0, frame, len + 1, BPF_F_RECOMPUTE_CSUM);
 }
 

@@ -102,6 +102,8 @@ static __always_inline struct bmc_slot *slot_at(__u32 slab, __u32 unit)
 
 	if (!s || off > BMC_SLAB_SIZE - SLOT_REACH)
 		return NULL;
+	/* Or clang adds before it has checked. */
+	barrier_var(s);
 	return (void *)s + off;
 }
 
@@ -196,13 +198,14 @@ __noinline __u64 slot_hash(const struct slot_key *k)
 	klen = READ_ONCE(k->slot.klen);
 	words = klen / 8;
 	rest = klen % 8 * 8;
-	sum = hash_word(words, slot_key_word(k, words) & ((1ULL << rest) - 1));
+	sum = cfg.seed[0] +
+	      hash_word(words, slot_key_word(k, words) & ((1ULL << rest) - 1));
 	for (__u32 i = 0; i < KEY_WORDS - 1; i++) {
 		if (i >= words)
 			break;
 		sum += hash_word(i, slot_key_word(k, i));
 	}
-	return hash_end(sum, klen);
+	return hash_end(sum);
 }
 
 /* Removes the way that leads to the slot, if its bucket still has it. */

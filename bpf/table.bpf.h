@@ -67,20 +67,19 @@ __noinline int flow_mute(struct bmc_flow *flow)
  * listens.
  */
 static __always_inline __u32 tuple_of(const struct bmc_peers *peers,
-				      __be16 client_port,
-				      struct bpf_sock_tuple *tuple)
+				      __be16 from, struct bpf_sock_tuple *tuple)
 {
 	if (is_mapped(peers->client)) {
 		tuple->ipv4.saddr = peers->client[1] >> 32;
 		tuple->ipv4.daddr = peers->server[1] >> 32;
-		tuple->ipv4.sport = client_port;
-		tuple->ipv4.dport = peers->server_port;
+		tuple->ipv4.sport = from;
+		tuple->ipv4.dport = server_port(peers);
 		return sizeof(tuple->ipv4);
 	}
 	__builtin_memcpy(tuple->ipv6.saddr, peers->client, 16);
 	__builtin_memcpy(tuple->ipv6.daddr, peers->server, 16);
-	tuple->ipv6.sport = client_port;
-	tuple->ipv6.dport = peers->server_port;
+	tuple->ipv6.sport = from;
+	tuple->ipv6.dport = server_port(peers);
 	return sizeof(tuple->ipv6);
 }
 
@@ -172,7 +171,7 @@ __noinline int socket_look(struct __sk_buff *skb, struct bmc_scratch *s)
 	if (!s)
 		return SOCKET_NONE;
 	peers = &s->request.peers;
-	size = tuple_of(peers, peers->client_port, &tuple);
+	size = tuple_of(peers, client_port(peers), &tuple);
 	sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return SOCKET_NONE;
@@ -192,11 +191,6 @@ __noinline int socket_look(struct __sk_buff *skb, struct bmc_scratch *s)
 	return found;
 }
 
-static __always_inline __u64 peers_ports(const struct bmc_peers *peers)
-{
-	return peers->client_port | (__u64)peers->server_port << 16;
-}
-
 /*
  * The tag of a hash is in its upper half, the number of a set in its lower. This
  * host has few addresses, and nobody chooses them: there they need no product of
@@ -204,10 +198,10 @@ static __always_inline __u64 peers_ports(const struct bmc_peers *peers)
  */
 static __always_inline __u64 peers_hash(const struct bmc_peers *peers)
 {
-	return hash_end(hash_word(0, peers->client[0] ^ peers->server[0]) +
-				hash_word(1, peers->client[1] ^ peers->server[1]) +
-				hash_word(2, peers_ports(peers)),
-			0);
+	return hash_end(cfg.seed[0] +
+			hash_word(0, peers->client[0] ^ peers->server[0]) +
+			hash_word(1, peers->client[1] ^ peers->server[1]) +
+			hash_word(2, (__u32)peers->ports));
 }
 
 static __always_inline bool peers_match(const struct bmc_peers *a,
@@ -215,7 +209,7 @@ static __always_inline bool peers_match(const struct bmc_peers *a,
 {
 	return a->client[0] == b->client[0] && a->client[1] == b->client[1] &&
 	       a->server[0] == b->server[0] && a->server[1] == b->server[1] &&
-	       peers_ports(a) == peers_ports(b);
+	       (__u32)a->ports == (__u32)b->ports;
 }
 
 static __always_inline __u32 flow_tag(__u64 hash)

@@ -144,7 +144,6 @@ fn hash_of(config: &bmc_config, key: &[u8]) -> u64 {
         halves.map(|(half, nh)| u32::from_ne_bytes(*half).wrapping_add(*nh)).collect();
     let product = |pair: &[u32]| u64::from(pair[0]).wrapping_mul(pair[1].into());
     let sum = halves.chunks(2).map(product).fold(config.seed[0], u64::wrapping_add);
-    let sum = sum.wrapping_add((key.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let sum = (sum ^ sum >> 32).wrapping_mul(SPREAD);
     sum ^ sum >> 32
 }
@@ -252,8 +251,8 @@ fn decode(head: &bmc_slot, server: &bmc_server, text: &[u8], left: Duration) -> 
     Some(Entry {
         key: key.to_vec(),
         address: Ipv6Addr::from(addr).to_canonical(),
-        port: u16::from_be(server.port),
-        vlan: server.vlan,
+        port: u16::from_be((server.port_vlan >> 16) as u16),
+        vlan: (server.port_vlan >> 32) as u32,
         flags: number()?,
         bytes: number()?,
         left,
@@ -361,8 +360,8 @@ mod tests {
         let mut addr = [0; 16];
         addr[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 1]);
         let half = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| addr[at + i]));
-        let server =
-            bmc_server { addr: [half(0), half(8)], port: 11211_u16.to_be(), ..Default::default() };
+        let port_vlan = u64::from(11211_u16.to_be()) << 16;
+        let server = bmc_server { addr: [half(0), half(8)], port_vlan };
         decode(&bmc_slot { klen, heat: 2, ..Default::default() }, &server, text, LEFT)
     }
 

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! GETs: which are answered, how, and which go to memcached.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bmc::bench::net::cpus;
+use bmc::bench::net::pin;
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
+
 use crate::fixture::Config;
 use crate::fixture::Counters;
 use crate::fixture::MAC;
 use crate::fixture::Verdict;
+use crate::fixture::skipped;
 use crate::packet::ACK;
 use crate::packet::Flow;
 use crate::packet::PSH_ACK;
@@ -37,6 +46,9 @@ use crate::scene::v4;
 use crate::scene::v6;
 use crate::scene::with_ipv4_options;
 use crate::scene::with_ipv6_extension;
+
+/// `BMC_GEN`: what is added to a bucket's word when something changes.
+const GENERATION: u64 = 1 << 17;
 
 #[test]
 fn learns_and_answers_every_size_in_every_carrier() {
@@ -83,6 +95,78 @@ fn a_hot_key_is_answered_without_a_change_in_what_cpus_share() {
     for (name, contents) in before {
         assert!(after[&name] == contents, "{name} has changed");
     }
+}
+
+/// Ends a thread's work, also that of one whose test has failed.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// XDP writes the text straight into the frame. If the bucket's word moves meanwhile, as
+/// with a write, the text counts for nothing: the request must be there again.
+#[test]
+fn a_get_whose_entry_changes_under_way_goes_on_as_it_came() {
+    const EACH: u32 = 30;
+    const TRIES: u32 = 200_000;
+    const BUCKETS: u32 = 4;
+
+    let allowed = cpus().expect("there are some");
+    if allowed.len() < 2 {
+        return skipped("a_get_whose_entry_changes_under_way…", "it needs two CPUs");
+    }
+    let Some(scene) = Scene::load(&Config { buckets: BUCKETS, ..Config::default() }) else {
+        return;
+    };
+    let mut gets = Vec::new();
+    for (nth, (carrier, flow)) in carriers().into_iter().enumerate() {
+        for size in [32, 1000] {
+            let key = format!("{nth}{}", "k".repeat(size % 97));
+            let data = vec![b'v'; size];
+            scene.fill(&flow, &key, 0, &data);
+            let text = values(&[value(&key, 0, &data)]);
+            gets.push((format!("{carrier}, value of {size}"), flow.get(1, &[key]), text));
+        }
+    }
+    let (index, over) = (scene.bmc.index(), AtomicBool::new(false));
+    let move_words = || {
+        pin(&allowed).expect("they are ours to use");
+        let keys: Vec<_> = (0..BUCKETS).map(u32::to_ne_bytes).collect();
+        let bucket = |key| index.lookup(key, MapFlags::ANY).unwrap().unwrap();
+        let mut buckets: Vec<_> = keys.iter().map(|key| bucket(key)).collect();
+        while !over.load(Relaxed) {
+            for (key, bucket) in keys.iter().zip(&mut buckets) {
+                let word: [u8; 8] = std::array::from_fn(|i| bucket[i]);
+                let word = u64::from_ne_bytes(word) + GENERATION;
+                bucket[..8].copy_from_slice(&word.to_ne_bytes());
+                index.update(key, bucket, MapFlags::ANY).unwrap();
+            }
+        }
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(move_words);
+        let _end = AtEnd(&over);
+        for (what, request, text) in gets {
+            let (mut answered, mut passed) = (0, 0);
+            for _ in 0..TRIES {
+                match scene.bmc.receive_early(&request) {
+                    Verdict::Answered(reply) => {
+                        check_reply(&what, &request, &reply, &text);
+                        answered += 1;
+                    }
+                    _ => passed += 1,
+                }
+                if answered >= EACH && passed >= EACH {
+                    break;
+                }
+            }
+            println!("{what}: {answered} answered, {passed} passed");
+            assert!(answered >= EACH && passed >= EACH, "{what}: {answered}, {passed}");
+        }
+    });
 }
 
 #[test]
