@@ -52,8 +52,11 @@ static __always_inline bool slot_is(const struct slot_key *k,
 		return false;
 	/* The bits of the last word that are the key's: none if rest is 0. */
 	differ = (slot_key_word(k, words) ^ s->key[words]) & ((1ULL << rest) - 1);
-	for (__u32 i = 0; i < words; i++)
+	for (__u32 i = 0; i < KEY_WORDS - 1; i++) {
+		if (i >= words)
+			break;
 		differ |= slot_key_word(k, i) ^ s->key[i];
+	}
 	return !differ;
 }
 
@@ -115,8 +118,8 @@ __noinline int server_seek(struct bmc_scratch *s, bool add)
 	return 0;
 }
 
-/* The same without `add`, and seldom with a call. */
-static __always_inline void server_find(struct bmc_scratch *s)
+/* The same, seldom with a call. */
+static __always_inline void server_find(struct bmc_scratch *s, bool add)
 {
 	__u32 nr = server_first(&s->request.peers);
 	struct bmc_server *server = bpf_map_lookup_elem(&bmc_servers, &nr);
@@ -124,7 +127,7 @@ static __always_inline void server_find(struct bmc_scratch *s)
 	if (server && server_is(server, &s->request.peers))
 		s->server = nr + 1;
 	else
-		server_seek(s, false);
+		server_seek(s, add);
 }
 
 /* The same, checked by the verifier on its own: for loops that need not race. */
@@ -223,12 +226,16 @@ static __always_inline __u64 ways_alike(const struct bmc_bucket *b, __u16 tag)
 }
 
 /* The way of the lowest mark. */
-static __always_inline __u32 way_marked(__u64 marks)
+static __always_inline __u64 way_marked(__u64 marks)
 {
-	__u32 at = word_count(marks & -marks);
+	__u64 at = word_count(marks & -marks);
 
-	return at / 2 % (BMC_WAYS / 2) + at % 2 * (BMC_WAYS / 2);
+	at = at >> 1 | (at & 1) << 2;
+	bounded(at, BMC_WAYS - 1);
+	return at;
 }
+
+_Static_assert(BMC_WAYS == 8, "two words of four tags");
 
 enum found { FIND_MISS = 0, FIND_HIT, FIND_MISPREDICTION, FIND_SIZE };
 
@@ -260,7 +267,7 @@ static __always_inline int find(struct bmc_scratch *s, struct hit *hit)
 	smp_rmb();
 	if (!is_clean(word | epoch))
 		return FIND_MISS;
-	server_find(s);
+	server_find(s, false);
 	if (!s->server)
 		return FIND_MISS;
 
@@ -460,7 +467,7 @@ __noinline int cache_fill(struct __sk_buff *skb, struct bmc_scratch *s,
 	life = expiry_life(s->hash, s->epoch) >> BMC_AGE_SHIFT;
 	if (!life)
 		return FILL_EXPIRY;
-	server_seek(s, true);
+	server_find(s, true);
 	if (!s->server)
 		return FILL_ADMISSION;
 	era_step(g, pool, hands);

@@ -154,6 +154,17 @@ static __always_inline struct bmc_lease *lease_at(const struct sender *sender)
 }
 
 /*
+ * To oneself from this state; nobody waits. A lease that cannot be had when its
+ * reply leaves stays, as one does whose reply was lost.
+ */
+static __always_inline bool lease_own(struct bmc_lease *lease, __u32 state)
+{
+	return state != LEASE_TAKEN &&
+	       __sync_val_compare_and_swap(&lease->state, state, LEASE_TAKEN) ==
+		       state;
+}
+
+/*
  * The bucket has writes pending. If the last of them came very long ago their
  * replies were lost (memcached gone, an interface detached): count them out.
  */
@@ -206,14 +217,16 @@ static __always_inline void lease_take(struct bmc_scratch *s, struct bmc_stats *
 		st->lease_quarantine++;
 		return;
 	}
-	bpf_spin_lock(&lease->lock);
-	lease->live = 1;
+	if (!lease_own(lease, READ_ONCE(lease->state))) {
+		st->lease_outstanding++;
+		return;
+	}
 	lease->request = s->request;
 	lease->hash = s->hash;
 	lease->klen = s->klen;
 	lease->word = s->word;
 	lease->epoch = s->epoch;
-	bpf_spin_unlock(&lease->lock);
+	smp_store_release(lease->state, LEASE_LIVE);
 	st->leases++;
 }
 
@@ -237,22 +250,20 @@ static __always_inline bool lease_return(struct bmc_scratch *s)
 	struct bmc_lease *lease = lease_at(&sender);
 	bool live = false;
 
-	if (!lease || !READ_ONCE(lease->live))
-		goto answer;
-	its = (void *)&lease->request;
-	bpf_spin_lock(&lease->lock);
-	if (lease->live && its[0] == mine[0] && its[1] == mine[1] &&
-	    its[2] == mine[2] && its[3] == mine[3] && its[4] == mine[4] &&
-	    its[5] == mine[5]) {
-		lease->live = 0;
-		live = true;
-		s->hash = lease->hash;
-		s->klen = lease->klen;
-		s->word = lease->word;
-		s->epoch = lease->epoch;
+	if (lease && READ_ONCE(lease->state) == LEASE_LIVE &&
+	    lease_own(lease, LEASE_LIVE)) {
+		its = (void *)&lease->request;
+		live = its[0] == mine[0] && its[1] == mine[1] &&
+		       its[2] == mine[2] && its[3] == mine[3] &&
+		       its[4] == mine[4] && its[5] == mine[5];
+		if (live) {
+			s->hash = lease->hash;
+			s->klen = lease->klen;
+			s->word = lease->word;
+			s->epoch = lease->epoch;
+		}
+		smp_store_release(lease->state, live ? LEASE_NONE : LEASE_LIVE);
 	}
-	bpf_spin_unlock(&lease->lock);
-answer:
 	/* Only now: the next request under this name may take a lease at once,
 	 * and that one is not this reply's.
 	 */

@@ -246,13 +246,18 @@ struct bmc_request {
 	__u64 id; /* as on the wire, in the low 16 bits */
 };
 
-/* A lease: the right to fill one bucket from the reply to one request. */
+/*
+ * A lease: the right to fill one bucket from the reply to one request. Whoever
+ * brings it from one state to LEASE_TAKEN has it to himself until he says
+ * what it is then.
+ */
+enum lease_state { LEASE_NONE = 0, LEASE_LIVE, LEASE_TAKEN };
+
 struct bmc_lease {
-	struct bpf_spin_lock lock;
-	__u32 live;
+	__u32 state; /* enum lease_state */
+	__u32 klen;
 	struct bmc_request request;
 	__u64 hash; /* of the key */
-	__u64 klen;
 	__u64 word; /* W and G, clean, read before the request went on */
 	__u64 epoch;
 };

@@ -80,6 +80,13 @@ __noinline int tc_intact(struct __sk_buff *skb, struct bmc_scratch *s)
 	return s ? packet_intact(DATA(skb), DATA_END(skb), s, true) : INTACT_NO;
 }
 
+/* The eight bytes before offset `end`, most often in linear memory. */
+static __always_inline bool tc_before(struct __sk_buff *skb, __u32 end, __u64 *w)
+{
+	return word_before(DATA(skb), DATA_END(skb), end, w) ||
+	       !bpf_skb_load_bytes(skb, end - 8, w, 8);
+}
+
 /*
  * Whether a reply of `len` bytes may leave by the device that the request came
  * in on. Not asked for what every device can send (RFC 791: 576 bytes).
@@ -159,8 +166,8 @@ static __always_inline int xdp_grow(struct xdp_md *ctx, int grow)
 static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
 				      const struct hit *hit)
 {
-	void *data = DATA(ctx), *data_end = DATA_END(ctx), *to;
-	__u64 text = s->text, len = hit->len + END_LEN, last = len - 16, i;
+	void *data = DATA(ctx), *data_end = DATA_END(ctx), *to, *end;
+	__u64 text = s->text, last = hit->len + END_LEN - 16, near, i;
 	struct text *from = (void *)slot_text(hit->slot);
 
 	barrier_var(text);
@@ -169,6 +176,7 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
 		return false;
 	bounded(text, 127);
 	bounded(last, 2047);
+	near = last;
 	/* A long one by a helper, which copies faster but has to be called. */
 	if (last >= COPY_FIRST) {
 		if (bpf_xdp_store_bytes(ctx, text, from, last + 16))
@@ -177,27 +185,30 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, struct bmc_scratch *s,
 		data_end = DATA_END(ctx);
 	}
 	to = data + text;
-	if (to + 16 > data_end || to + last + 16 > data_end)
+	end = to + last;
+	barrier_var(end);
+	if (to + 16 > data_end || end + 16 > data_end)
 		return false;
 	/* By lines, then two words at a time, the last two up to the end. */
-	if (last < COPY_FIRST) {
-		for (i = 0; i + COPY_LINE <= COPY_FIRST; i += COPY_LINE) {
-			if (i + COPY_LINE > last + 16)
+	if (near < COPY_FIRST) {
+		for (i = 0; i < COPY_FIRST; i += COPY_LINE) {
+			if (i + COPY_LINE > near + 16)
 				break;
 			if (to + i + COPY_LINE > data_end)
 				return false;
 			line_copy(to + i, from->bytes + i);
 		}
 		for (int step = 0; step < COPY_LINE / 16; step++, i += 16) {
-			if (i >= last)
+			if (i >= near)
 				break;
 			if (to + i + 16 > data_end)
 				return false;
 			pair_copy(to + i, from->bytes + i);
 		}
-		pair_copy(to + last, from->bytes + last);
+		bounded(near, COPY_FIRST - 1);
+		pair_copy(end, from->bytes + near);
 	}
-	text_end(to + last + 16 - END_LEN);
+	text_end(end + 16 - END_LEN);
 	*(__u64 *)to = text_first(from);
 	return true;
 }
@@ -448,7 +459,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 		return;
 	len = s->l4_len - UDP_LEN - FRAME_LEN;
 	n = len < LINE_MAX ? len : LINE_MAX;
-	if (bpf_skb_load_bytes(skb, off - FRAME_LEN, &frame, FRAME_LEN))
+	if (!tc_before(skb, off, &frame))
 		return;
 	/* Every request gets one datagram with the sequence number 0. */
 	if ((__u16)(frame >> 16) || !skb_load(skb, off, win->bytes, n, LINE_MAX))
@@ -497,8 +508,8 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	at += 2 + (__u32)bytes; /* where the value ends */
 	if (at + 2 + END_LEN != len || len > BMC_REPLY_MAX)
 		goto refuse;
-	if (bpf_skb_load_bytes(skb, off + at, &frame, 7) ||
-	    frame << 8 != NAME('\r', '\n', 'E', 'N', 'D', '\r', '\n', 0) << 8)
+	if (!tc_before(skb, off + len, &frame) ||
+	    frame >> 8 != NAME('\r', '\n', 'E', 'N', 'D', '\r', '\n', 0))
 		goto refuse;
 	switch (cache_fill(skb, s, off, at + 2)) {
 	case FILL_DONE:

@@ -169,10 +169,10 @@ static __always_inline bool slot_take(struct bmc_slot *slot)
 	       __sync_val_compare_and_swap(&slot->seq, seq, seq + 1) == seq;
 }
 
+/* Gives a slot back that was taken: its content is there before the number. */
 static __always_inline void slot_release(struct bmc_slot *slot)
 {
-	/* Atomic for its barrier: the content is there before the number. */
-	(void)__sync_fetch_and_add(&slot->seq, 1);
+	smp_store_release(slot->seq, slot->seq + 1);
 }
 
 /* A slot as far as its key goes. */
