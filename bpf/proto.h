@@ -26,7 +26,6 @@ enum {
 	TEXT_VALU = 'V' | 'A' << 8 | 'L' << 16 | 'U' << 24,
 	TEXT_E_SPACE = 'E' | ' ' << 8,
 	TEXT_NO_FLAGS = ' ' | '0' << 8 | ' ' << 16,
-	TEXT_END_ = 'E' | 'N' << 8 | 'D' << 16 | '\r' << 24,
 	TEXT_CRLF = '\r' | '\n'
 				   << 8,
 	GET_LEN = 4, /* "get " */
@@ -1014,7 +1013,7 @@ __noinline int reply_line(struct window *w, struct reply *r)
 		return reply_value(w, r, 3);
 	}
 	r->last = true;
-	if ((__u32)word == TEXT_END_) {
+	if ((__u32)word == (__u32)TEXT_END) {
 		r->kind = REPLY_LIST | REPLY_STATS;
 		return 1;
 	}

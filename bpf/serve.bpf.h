@@ -471,7 +471,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 		return;
 	}
 	leased = lease_return(s);
-	if ((__u32)window_word(win, 0) == TEXT_END_) {
+	if ((__u32)window_word(win, 0) == (__u32)TEXT_END) {
 		st->get_replies++;
 		return;
 	}
