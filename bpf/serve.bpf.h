@@ -125,7 +125,7 @@ static __always_inline void count(struct bmc_stats *st, int counter)
 		((__u64 *)st)[n]++;
 }
 
-/* Where in s->frame the reply starts that ends with the text there. */
+/* The headers of the reply in front of the text in s->frame: where it then starts. */
 static __always_inline __u8 *frame_write(struct bmc_scratch *s, bool partial)
 {
 	__u64 ip = s->ip, start = HEAD_MAX - s->text;
@@ -509,7 +509,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	if (at + 2 + END_LEN != len || len > BMC_REPLY_MAX)
 		goto refuse;
 	if (!tc_before(skb, off + len, &frame) ||
-	    frame >> 8 != NAME('\r', '\n', 'E', 'N', 'D', '\r', '\n', 0))
+	    frame >> 8 != (TEXT_CRLF | TEXT_END << 16))
 		goto refuse;
 	switch (cache_fill(skb, s, off, at + 2)) {
 	case FILL_DONE:
