@@ -225,7 +225,7 @@ int bmc_flush(void *ctx)
 	WRITE_ONCE(g->since, now);
 	flush_all(st, now + BMC_APPLY_NS);
 	/* The end of idling too, but of no other quarantine. */
-	if (READ_ONCE(g->quarantine) == ~0ULL)
-		WRITE_ONCE(g->quarantine, now + BMC_APPLY_NS);
+	if (READ_ONCE(g->hold.until) == ~0ULL)
+		WRITE_ONCE(g->hold.until, now + BMC_APPLY_NS);
 	return 0;
 }

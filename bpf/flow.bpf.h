@@ -21,9 +21,12 @@
  * the reply to something else, the next one that is looked at comes out of turn.
  * What is pending stays so until then.
  *
- * A connection is MUTE while it is unknown which command a reply belongs to:
- * from before the attach, after an error, when too much is owed. Its writes are
- * quarantined. It is followed again when it seems certain that nothing is owed:
+ * When the ring is full, commands are counted too: a write is then quarantined until
+ * that many replies have left, of whatever kind (lease.bpf.h: tickets). The ring is
+ * used again when all that was counted so is answered.
+ *
+ * A connection is MUTE while it is unknown which command a reply belongs to: from
+ * before the attach, or after an error. Its writes are quarantined. It is followed again when it seems certain that nothing is owed:
  *  - it has been silent for BMC_APPLY_NS; or
  *  - it has started to send a command while everything that memcached sent was
  *    acknowledged, GOOD_TIMES in GOOD_NS, and each time as many replies were
@@ -37,7 +40,12 @@
  * Where a stream cannot be walked at all (STREAM_LOST), each segment flushes. A
  * command stream is found again when memcached has answered, the client goes
  * on, and all of its segment turns out to be commands; or when FOUND_TIMES
- * segments in a row do.
+ * segments in a row do. A client that never waits is found by a guess: a line that
+ * looks like a set's leads by its length to the next command, and so on. No data
+ * block is longer than an item, so that after GUESS_BYTES without a contradiction
+ * the guess cannot have begun within one. Until then each segment flushes.
+ *
+ * A connection that memcached has CLOSED is of no interest: nobody reads it.
  */
 #ifndef FLOW_BPF_H
 #define FLOW_BPF_H
@@ -49,6 +57,9 @@ enum {
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
 	FOUND_TIMES = 8,
+	GUESS_BYTES =
+		2 << 20, /* twice the size of the largest item (memcached -I) */
+	GUESS_LINES = 24, /* of a segment's first ones, where a guess may begin */
 	GETS_MAX = 8, /* of one go */
 	/* Instead of what is left of a data block: */
 	STREAM_LOST = -1, /* something is missing before what comes next */
@@ -164,24 +175,62 @@ static __always_inline bool window_is_whole(const struct window *win,
 	       (__u16)window_word(win, end - 2) == TEXT_CRLF;
 }
 
-/* The flow has room for one more in the ring. Looks seldom at the other way's line. */
-static __always_inline bool walk_may_owe(struct bmc_flow *flow, struct walk *w)
-{
-	__u32 place;
+/* How the reply to a command will be recognised. */
+enum owing {
+	OWING_NONE = 0, /* not at all */
+	OWING_RING, /* the command stands in the ring */
+	OWING_COUNT, /* by the number of replies before it */
+};
 
-	if (!flow || !w->followed)
-		return false;
-	place = flow->head + w->owed;
-	if (place - flow->in_tail >= BMC_OWED)
-		flow->in_tail = READ_ONCE(flow->tail);
-	if (place - flow->in_tail < BMC_OWED)
-		return true;
+/*
+ * The same while the ring is full or commands that are not in it are owed. Quiet meta
+ * commands may have a reply each, which looks like those of meta commands that must
+ * have one: with both the replies cannot be counted.
+ */
+__noinline int walk_count(struct bmc_flow *flow, struct bmc_scratch *s)
+{
+	struct command *c;
+	struct walk *w;
+
+	if (!flow || !s)
+		return OWING_NONE;
+	w = &s->walk;
+	c = &s->command;
+	if (!w->loose && (__s32)(flow->loose - READ_ONCE(flow->answered)) <= 0) {
+		flow->loose_open = false;
+		flow->loose_quiet = false;
+		flow->loose_meta = false;
+	}
+	flow->in_tail = READ_ONCE(flow->tail);
+	if (!flow->loose_open && flow->head + w->owed - flow->in_tail < BMC_OWED)
+		return OWING_RING;
+	flow->loose_open = true;
+	flow->loose_quiet |= c->reply == REPLY_META && c->optional;
+	flow->loose_meta |= c->reply == REPLY_META && !c->optional;
+	/* Its own reply or, if it may have none, that to the next command. */
+	w->loose = flow->asked + w->asked + 1;
+	if (!(flow->loose_quiet && flow->loose_meta))
+		return OWING_COUNT;
 	w->followed = false;
 	w->doubt = true;
 	w->lag = DEEP_NS;
 	flow->deep = true;
 	flow_mute(flow);
-	return false;
+	return OWING_NONE;
+}
+
+/* How the reply to the command at hand will be. Looks seldom at the other way's line. */
+static __always_inline int walk_owing(struct bmc_flow *flow,
+				      struct bmc_scratch *s)
+{
+	const struct walk *w = &s->walk;
+
+	if (!flow || !w->followed)
+		return OWING_NONE;
+	if (likely(!flow->loose_open &&
+		   flow->head + w->owed - flow->in_tail < BMC_OWED))
+		return OWING_RING;
+	return walk_count(flow, s);
 }
 
 static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
@@ -198,11 +247,14 @@ static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
 }
 
 /* The same for a command that writes no key, if there is room. */
-static __always_inline void walk_owe_no_key(struct bmc_flow *flow,
-					    struct walk *w, __u64 what)
+static __always_inline int walk_owe_no_key(struct bmc_flow *flow,
+					   struct bmc_scratch *s, __u64 what)
 {
-	if (walk_may_owe(flow, w) && flow)
-		walk_owe(flow, w, 0, what);
+	int owing = walk_owing(flow, s);
+
+	if (owing == OWING_RING && flow)
+		walk_owe(flow, &s->walk, 0, what);
+	return owing;
 }
 
 /* What is owed for the command, whatever it does. */
@@ -272,25 +324,30 @@ __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 wh
 	const struct command *c;
 	struct bmc_global *g = cache_global();
 	struct bmc_stats *st = stats();
-	__u64 hash;
+	__u64 hash, ticket = 0;
 	bool pending;
+	int owing;
 
 	if (!s || !st || !g)
 		return 0;
 	c = &s->command;
-	pending = walk_may_owe(flow, &s->walk);
+	owing = walk_owing(flow, s);
+	pending = owing == OWING_RING;
+	if (owing == OWING_COUNT && flow)
+		ticket = ticket_of(flow, s->walk.loose);
 	hash = window_hash(&s->window, c->key, c->klen);
 	s->walk.hash = hash;
 	st->invalidations++;
 	if (c->expiry != EXPIRY_KEEP)
 		what |= (__u64)c->expiry << OWED_EXPIRY |
 			(__u64)expiry_second(c->exptime) << OWED_END;
-	what |= OWED_WRITE | write_begin(hash, pending, s->walk.lag);
+	what |= OWED_WRITE | write_begin(hash, pending,
+					 ticket ? DEEP_NS : s->walk.lag, ticket);
 	if (c->expiry != EXPIRY_KEEP)
 		expiry_less(hash, READ_ONCE(g->word), what >> OWED_END);
 	if (pending && flow)
 		walk_owe(flow, &s->walk, hash, what);
-	else
+	else if (!ticket)
 		st->write_untracked++;
 	return 0;
 }
@@ -308,9 +365,9 @@ static __always_inline __u64 due_put(struct bmc_global *g, __u64 due, __u64 now)
 }
 
 static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
-				       const struct command *c)
+				       __u64 ticket, const struct command *c)
 {
-	__u64 now = bpf_ktime_get_coarse_ns(), until = now + lag, over = 0;
+	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0;
 	struct bmc_global *g = cache_global();
 
 	if (!g)
@@ -325,7 +382,25 @@ static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
 			       now) +
 		       (CLOCK_LAG + 1) * SECOND;
 	/* Until one that found no room is over, nothing is cached. */
-	flush_all(st, over > until ? over : until);
+	until = now + (ticket ? DEEP_NS : lag);
+	if (over > until)
+		flush_all(st, over);
+	else
+		flush_all_held(st, until, ticket);
+}
+
+/* The flush_all at hand. */
+static __always_inline void walk_flush_all(struct bmc_scratch *s,
+					   struct bmc_flow *flow,
+					   struct bmc_stats *st)
+{
+	const struct command *c = &s->command;
+	__u64 ticket = 0;
+
+	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
+	    flow)
+		ticket = ticket_of(flow, s->walk.loose);
+	walk_flush(st, s->walk.lag, ticket, c);
 }
 
 /* The next command in the window. Returns 1 after the last, for bpf_loop(). */
@@ -391,14 +466,13 @@ static __always_inline long command_step(struct walker *k)
 		if (c->reply == REPLY_BINARY && c->optional)
 			goto on; /* see is_quiet_read() */
 		if (c->reply != REPLY_LIST)
-			walk_owe_no_key(flow, w, what);
+			walk_owe_no_key(flow, s, what);
 		goto asked;
 	}
 	k->st->write_requests++;
 	k->st->tcp_writes += !!flow;
 	if (c->kind == COMMAND_FLUSH) {
-		walk_flush(k->st, w->lag, c);
-		walk_owe_no_key(flow, w, what | OWED_FLUSH);
+		walk_flush_all(s, flow, k->st);
 		goto asked;
 	}
 key:
@@ -421,7 +495,7 @@ key:
 	if (c->klen && c->klen <= BMC_KEY_MAX)
 		walk_write(s, flow, what);
 	else
-		walk_owe_no_key(flow, w, what); /* too long, as its reply says */
+		walk_owe_no_key(flow, s, what); /* too long, as its reply says */
 	if (w->keys) {
 		command_next_key(win, c);
 		return 0;
@@ -607,6 +681,7 @@ static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
 		flow->deep = false;
 		flow->vague = false;
 		flow->blocks = false;
+		flow->loose = flow->asked;
 		smp_store_release(flow->mode, FLOW_FOLLOWED);
 	}
 	turn_end(&flow->out_turn);
@@ -628,10 +703,16 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	__s32 ahead;
 	int found;
 
-	if (flow->mode == FLOW_NEW || flow_may_wake(flow, s) ||
-	    seq != flow->in_next || flow->in_skip == (__u32)STREAM_LOST) {
+	if (flow->mode == FLOW_NEW || flow->mode == FLOW_CLOSED ||
+	    flow_may_wake(flow, s) || seq != flow->in_next ||
+	    flow->in_skip == (__u32)STREAM_LOST) {
 		found = socket_look(skb, s);
-		if (found == SOCKET_NONE) {
+		if (found == SOCKET_CLOSED ||
+		    (found == SOCKET_NONE && flow->mode == FLOW_CLOSED))
+			return false;
+		if (flow->mode == FLOW_CLOSED)
+			flow_restart(flow);
+		if (found == SOCKET_NONE || flow->mode == FLOW_CLOSED) {
 			w->lost = true;
 			return false;
 		}
@@ -661,7 +742,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 				w->lost = true;
 				return false;
 			}
-			write_begin(flow->in_hash, false, w->lag);
+			write_begin(flow->in_hash, false, w->lag, 0);
 		}
 		if (n == len)
 			return false;
@@ -678,6 +759,11 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	paused = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
 	caught_up = bpf_ntohl(s->tcp.ack_seq) == flow->out_next;
 	answered = flow->in_seen != flow->out_next;
+	/* Better than a guess: a command starts here. */
+	if (flow->guess && (paused || (answered && caught_up))) {
+		flow->guess = false;
+		flow->in_skip = STREAM_LOST;
+	}
 	if (ahead) {
 		w->lost = true;
 	} else if (flow->in_skip == (__u32)STREAM_LOST) {
@@ -692,10 +778,12 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 			w->lost = true;
 		}
 	}
+	w->guesses = flow->guess;
 	/* Who goes on without the answers may always have some coming. */
 	if (!caught_up)
 		flow->doubt = true;
-	if (caught_up && !w->lost && !flow->in_skip && !flow->in_part) {
+	if (caught_up && !w->lost && !w->guesses && !flow->in_skip &&
+	    !flow->in_part) {
 		/* Quiet commands without a reply, or memcached is stuck. */
 		if (paused && flow->head != READ_ONCE(flow->tail))
 			flow_mute(flow);
@@ -717,7 +805,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	w->loaded += n;
 	/* Not applied before the end of its data block. */
 	if (n && !w->followed)
-		write_begin(flow->in_hash, false, w->lag);
+		write_begin(flow->in_hash, false, w->lag, 0);
 	return n < len;
 }
 
@@ -777,7 +865,8 @@ static __always_inline bool flow_goes_on(struct bmc_flow *flow,
 
 	if (READ_ONCE(flow->mode) != (s->asleep ? FLOW_ASLEEP : FLOW_FOLLOWED) ||
 	    seq != flow->in_next ||
-	    flow->in_skip | flow->in_part | flow->binary | flow->deep ||
+	    flow->in_skip | flow->in_part | flow->binary | flow->deep |
+		    flow->guess ||
 	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
 	    now - flow->in_last > BMC_APPLY_NS)
 		return false;
@@ -825,6 +914,11 @@ static __always_inline void flow_note(struct bmc_flow *flow,
 			flow_mute(flow);
 	}
 	flow->asked += w->asked;
+	if (w->loose) {
+		(void)__sync_lock_test_and_set(&flow->loose, w->loose);
+		if (READ_ONCE(flow->mode) != FLOW_FOLLOWED)
+			flow_mute(flow);
+	}
 	if (!w->followed)
 		flow->blocks |= w->blocks;
 	if (w->doubt)
@@ -855,6 +949,53 @@ __noinline int flow_in_set(struct bmc_scratch *s, struct bmc_flow *flow)
 	return true;
 }
 
+/*
+ * Looks for a line near the segment's start with which a store command may begin, and
+ * goes there. If there is none, the walk will fail at once.
+ */
+__noinline int walk_guess(struct bmc_scratch *s)
+{
+	struct window *win;
+	struct command *c;
+	__u32 line;
+
+	if (!s)
+		return 0;
+	win = &s->window;
+	c = &s->command;
+	for (int i = 0; i < GUESS_LINES; i++) {
+		if (command_parse(win, c, false) > 0 &&
+		    c->kind == COMMAND_WRITE && c->block)
+			return 0;
+		line = window_line(win);
+		if (!line)
+			break;
+		win->at += line;
+	}
+	win->at = 0;
+	return 0;
+}
+
+/*
+ * The segment, of `len` bytes, does not contradict the guess where its commands start:
+ * is that certain by now? It is if many segments in a row began and ended with a
+ * command, or if no data block can be as long as all that was walked.
+ */
+static __always_inline void flow_guess(struct bmc_flow *flow,
+				       const struct walk *w, __u32 len)
+{
+	if (w->lost)
+		return;
+	if (!flow->guess)
+		flow->guessed = 0;
+	if (flow->in_skip || flow->in_part)
+		flow->found = 0;
+	else
+		flow->found++;
+	flow->guessed += len;
+	flow->guess = flow->found < FOUND_TIMES && flow->guessed < GUESS_BYTES;
+}
+
 /* Any other segment to memcached; `next` if flow_goes_on(). */
 __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 			   struct bmc_flow *flow, bool next)
@@ -866,7 +1007,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		return 0;
 	w = &s->walk;
 	walk_begin(s);
-	if (flow->deep)
+	if (flow->deep || flow->loose_open)
 		w->lag = DEEP_NS;
 	w->followed = next && !s->asleep;
 	if (walk_len(w) && (next || flow_continue(skb, flow, s))) {
@@ -875,18 +1016,29 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		if (w->opens)
 			flow->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
 		w->binary = flow->binary;
+		if (w->probes && !w->binary)
+			walk_guess(s);
 		walk_commands(skb, s, st, flow);
 		flow->in_part = flow_keep(s, flow->in_line);
 		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;
-		if (w->resumes && (w->skip || w->part || w->line))
-			w->lost = true;
-		flow->found = w->lost ? 0 : flow->found + 1;
-		if (w->probes && flow->found < FOUND_TIMES)
+		if (w->probes || w->guesses)
+			flow_guess(flow, w, s->text_len);
+		else if (w->resumes && (w->skip || w->part || w->line))
 			w->lost = true;
 		flow_note(flow, w, st);
+	} else if (w->guesses && !w->lost) {
+		flow_guess(flow, w, s->text_len);
+	}
+	if (flow->guess) {
+		/* Where its commands start is not certain yet. */
+		st->tcp_unparsed++;
+		flow_mute(flow);
+		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 	}
 	if (w->lost) {
 		st->tcp_unparsed++;
+		flow->guess = false;
+		flow->found = 0;
 		flow->in_skip = STREAM_LOST;
 		flow->in_part = 0;
 		flow_mute(flow);
@@ -896,7 +1048,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		flow_sleep(flow);
 	/* Asleep it owes nothing, and when memcached ends it will not be seen. */
 	if (s->tcp.flags & TCP_RST || (s->asleep && s->tcp.flags & TCP_FIN))
-		flow_leave(flow, WAY_IN);
+		flow_leave(flow);
 	else if (s->tcp.flags & TCP_FIN)
 		flow_mute(flow);
 	turn_end(&flow->in_turn);
@@ -920,7 +1072,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 			turn_end(&flow->in_turn);
 		else
 			flow_in_any(skb, s, flow, next);
-	} else if (s->text_len) {
+	} else if (s->text_len && !s->dead) {
 		st = stats();
 		if (!st)
 			return;
@@ -949,6 +1101,37 @@ static __always_inline void flow_alone(struct bmc_flow *flow)
 }
 
 /*
+ * Counts a reply that answers no command of the ring: one to a get, or to any command
+ * that found the ring full. An error, which suits every command, has to be owed.
+ */
+static __always_inline int flow_count(struct bmc_flow *flow,
+				      const struct reply *r)
+{
+	bool loose = (__s32)(READ_ONCE(flow->loose) - flow->answered) > 0;
+
+	if (r->kind & REPLY_LIST && !r->error) {
+		flow->answered++;
+		return ANSWERS;
+	}
+	if (READ_ONCE(flow->asked) == flow->answered)
+		return ANSWERS_NONE;
+	if (loose) {
+		/* memcached may have taken a data block for commands. */
+		if (r->refused)
+			return ANSWERS_NONE;
+		/* To a quiet command, which is not counted. */
+		if (r->kind & REPLY_BINARY && opcode_of(r->opcode).quiet)
+			return ANSWERS;
+		if (r->kind & REPLY_META && READ_ONCE(flow->loose_quiet))
+			return r->error ? ANSWERS_NONE : ANSWERS;
+	} else if (!(r->kind & REPLY_LIST)) {
+		return ANSWERS_NONE;
+	}
+	flow->answered++;
+	return ANSWERS;
+}
+
+/*
  * A reply has come: takes the command out of the ring whose turn it is, if it is
  * not a get's. Says LATER if that one needs no reply, and this is another's.
  */
@@ -966,19 +1149,18 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 	if (!what && READ_ONCE(flow->alike))
 		flow_alone(flow);
 	before = (__u32)owed->before - flow->answered;
-	if (!what || before > 0) {
-		if (!(r->kind & REPLY_LIST))
-			return ANSWERS_NONE;
-		flow->answered++;
-		return ANSWERS;
-	}
+	if (!what || before > 0)
+		return flow_count(flow, r);
 	its = !before && what & r->kind &&
 	      (r->kind != REPLY_BINARY ||
 	       (what >> OWED_OPCODE & 0xff) == r->opcode);
 	if (what & OWED_OPTIONAL &&
 	    (!its || !(what & (REPLY_META | REPLY_BINARY)))) {
-		/* Only errors come in reply to noreply. */
-		if (r->error)
+		/* memcached keeps a noreply command's error to itself, but its
+		 * data block may not have ended where it should: then what comes
+		 * behind that is taken for commands, and this is in reply to them.
+		 */
+		if (r->error && what & OWED_BLOCK && !(what & OWED_WHOLE))
 			return ANSWERS_NONE;
 		its = false;
 	} else if (!its || (r->refused && what & OWED_BLOCK)) {
@@ -1069,6 +1251,11 @@ static __always_inline long reply_step(struct walker *k)
 		goto lost;
 	if (!r->last || (r->kind == REPLY_BINARY && is_quiet_read(r->opcode)))
 		goto on;
+	if (r->closes) {
+		/* Whatever was asked, memcached has not read it. */
+		w->closed = true;
+		return 1;
+	}
 	if (w->followed) {
 		found = flow_answer(k->flow, r);
 		if (found == ANSWERS_LATER)
@@ -1103,7 +1290,7 @@ __noinline int walk_replies(struct __sk_buff *skb, struct bmc_scratch *s,
 		return 0;
 	if (!reply_step(&k))
 		bpf_loop(STEPS_MAX, walk_reply, &k, 0);
-	if (!walk_is_over(s))
+	if (!walk_is_over(s) && !s->walk.closed)
 		s->walk.lost = true;
 	return 0;
 }
@@ -1141,7 +1328,8 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 	}
 	/* To a command that may have changed anything, and is applied by now. */
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED &&
-	    READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST)
+	    (READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
+	     READ_ONCE(flow->guess)))
 		flush_all(st, 0);
 	if (flow->out_skip == (__u32)STREAM_LOST)
 		return false;
@@ -1208,10 +1396,28 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		st->tcp_unmatched++;
 		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
-	if (s->tcp.flags & (TCP_FIN | TCP_RST))
-		flow_leave(flow, WAY_OUT);
+	if (w->closed || s->tcp.flags & (TCP_FIN | TCP_RST))
+		flow_close(flow);
 	turn_end(&flow->out_turn);
 	return 0;
+}
+
+/*
+ * Whether the client of memcached's socket has not sent anything yet. FIN counts as a
+ * byte.
+ */
+__noinline int socket_is_unasked(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = (void *)(long)skb->sk;
+	struct bpf_tcp_sock *tcp;
+
+	if (!sk)
+		return false;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return false;
+	tcp = bpf_tcp_sock(sk);
+	return tcp && tcp->bytes_received <= (sk->state != TCP_ESTABLISHED);
 }
 
 /* A TCP segment from memcached: which commands does it answer? */
@@ -1225,9 +1431,11 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		flow = NULL;
 	}
 	if (!flow) {
-		/* The reply to what? Whatever it was is applied by now. */
+		/* The reply to what? Whatever it was is applied by now. Nothing
+		 * was, if memcached refuses a connection that it cannot serve.
+		 */
 		st = stats();
-		if (s->text_len && st) {
+		if (s->text_len && st && !socket_is_unasked(skb)) {
 			st->tcp_unmatched++;
 			flush_all(st, 0);
 		}

@@ -18,6 +18,9 @@
  * word: no lease from the bucket for BMC_APPLY_NS. The reader loads in the
  * opposite order: word, then quarantine.
  *
+ * Where a connection is owed more replies than its ring has room for, the
+ * quarantine has a ticket: it ends when that many replies have left.
+ *
  * A reply must be the reply to the very GET that took the lease. Clients reuse
  * their request ids, so an older reply to the same id may still be on its way.
  * Every UDP request that goes on is therefore noted by client and id in
@@ -48,6 +51,12 @@ enum {
 	SENDERS_TICK = 20, /* 2^20 ns */
 	SENDERS_LINE = 8, /* cells of a cache line */
 };
+
+/*
+ * Within this time memcached applies what comes over a connection that does not
+ * wait: megabytes may be queued before it.
+ */
+#define DEEP_NS (BMC_LOST_S * SECOND)
 
 /*
  * Under what a UDP request is noted, and where: eight ids in a row of one client
@@ -165,6 +174,95 @@ static __always_inline bool lease_own(struct bmc_lease *lease, __u32 state)
 }
 
 /*
+ * A ticket names a connection's flow and the number of replies that must have left:
+ *
+ *   bits 40-63  flow's place, plus 1
+ *   bits 32-39  flow's life
+ *   bits 0-31   the flow's `answered` from which on the ticket is redeemed
+ *
+ * A flow whose replies can no longer be counted begins another life if it has tickets
+ * out; from then on they count for nothing, and time alone ends the quarantine.
+ */
+enum { TICKET_LIFE = 32, TICKET_PLACE = 40 };
+
+static __always_inline __u64 ticket_of(const struct bmc_flow *flow, __u32 answered)
+{
+	return (__u64)(flow->place + 1) << TICKET_PLACE |
+	       (__u64)READ_ONCE(flow->life) << TICKET_LIFE | answered;
+}
+
+/*
+ * Whether the ticket's reply has left. The life is read last: if it is the same still,
+ * the replies were counted rightly until then.
+ */
+__noinline int ticket_is_redeemed(__u64 ticket)
+{
+	__u32 place = (ticket >> TICKET_PLACE) - 1, answered;
+	struct bmc_flow *flow = bpf_map_lookup_elem(&bmc_flows, &place);
+
+	if (!flow)
+		return false;
+	answered = READ_ONCE(flow->answered);
+	smp_rmb();
+	if ((ticket_of(flow, 0) ^ ticket) >> TICKET_LIFE)
+		return false;
+	return (__s32)(answered - (__u32)ticket) >= 0;
+}
+
+/* Whether the hold lets a lease be given. */
+static __always_inline bool hold_is_over(const struct bmc_hold *hold, __u64 now)
+{
+	if (now < READ_ONCE(hold->until))
+		return false;
+	return likely(now >= READ_ONCE(hold->held)) ||
+	       ticket_is_redeemed(READ_ONCE(hold->ticket));
+}
+
+/* No lease before this time; never less than it was. */
+static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 old = READ_ONCE(*quarantine);
+
+		if (old >= until ||
+		    __sync_val_compare_and_swap(quarantine, old, until) == old)
+			return;
+	}
+	if (READ_ONCE(*quarantine) < until)
+		WRITE_ONCE(*quarantine, until);
+}
+
+/*
+ * Holds leases back until the ticket is redeemed, at most until this time. False if
+ * the hold has another connection's ticket, which is not redeemed: it has one only.
+ */
+__noinline int hold_take(struct bmc_hold *hold, __u64 until, __u64 ticket)
+{
+	__u64 old;
+
+	if (!hold)
+		return false;
+	old = READ_ONCE(hold->ticket);
+	if (bpf_ktime_get_coarse_ns() < READ_ONCE(hold->held) &&
+	    old >> TICKET_LIFE != ticket >> TICKET_LIFE &&
+	    !ticket_is_redeemed(old))
+		return false;
+	quarantine_raise(&hold->held, until);
+	return __sync_val_compare_and_swap(&hold->ticket, old, ticket) == old;
+}
+
+/*
+ * Holds leases back until this time or, given a ticket, until that is redeemed. Must
+ * precede the step of the word: whoever loads the word after that step sees the hold.
+ */
+static __always_inline void hold_raise(struct bmc_hold *hold, __u64 until,
+				       __u64 ticket)
+{
+	if (!ticket || !hold_take(hold, until, ticket))
+		quarantine_raise(&hold->until, until);
+}
+
+/*
  * The bucket has writes pending. If the last of them came very long ago their
  * replies were lost (memcached gone, an interface detached): count them out.
  */
@@ -213,7 +311,7 @@ static __always_inline void lease_take(struct bmc_scratch *s, struct bmc_stats *
 		return;
 	}
 	smp_rmb();
-	if (now < READ_ONCE(q->until) || now < READ_ONCE(g->quarantine)) {
+	if (!hold_is_over(&q->hold, now) || !hold_is_over(&g->hold, now)) {
 		st->lease_quarantine++;
 		return;
 	}
@@ -308,30 +406,16 @@ static __always_inline __u32 owed_expiry(__u64 what)
 	return what >> OWED_EXPIRY & 3;
 }
 
-/* No lease before this time; never less than it was. */
-static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
-{
-	for (int i = 0; i < 4; i++) {
-		__u64 old = READ_ONCE(*quarantine);
-
-		if (old >= until ||
-		    __sync_val_compare_and_swap(quarantine, old, until) == old)
-			return;
-	}
-	if (READ_ONCE(*quarantine) < until)
-		WRITE_ONCE(*quarantine, until);
-}
-
 /*
  * A write of the key with this hash is on its way in: moves its bucket's word.
  * With `pending` its reply will be followed: write_end() or write_abandon() must
- * come. Without, it is applied within `lag` ns from now, and nobody will tell.
+ * come. Without, it is applied within `lag` ns from now, or when `ticket` is redeemed.
  *
  * Returns the words as they are owed, and OWED_SOLE if no other write can be on
  * its way: none was counted, and if one was not, it moved the word either later,
  * which the word will tell, or before, and then its quarantine is there.
  */
-__noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
+__noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket)
 {
 	__u64 now = bpf_ktime_get_coarse_ns(), old;
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
@@ -341,12 +425,12 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
 	if (!b || !q || !g)
 		return 0;
 	if (!pending)
-		quarantine_raise(&q->until, now + lag);
+		hold_raise(&q->hold, now + lag, ticket);
 	old = __sync_fetch_and_add(&b->word,
 				   pending ? BMC_GEN + BMC_PEND : BMC_GEN);
 	bucket_forget(b, hash);
-	if (!is_clean(old) || now < READ_ONCE(q->until) ||
-	    now < READ_ONCE(g->quarantine))
+	if (!is_clean(old) || !hold_is_over(&q->hold, now) ||
+	    !hold_is_over(&g->hold, now))
 		return 0;
 	return OWED_SOLE | owed_words(old + BMC_GEN, g) << OWED_WORDS;
 }
@@ -383,8 +467,7 @@ __noinline int write_end(__u64 hash, __u64 what, bool done)
 		if (!i && owed_expiry(what)) {
 			exact = done && what & OWED_SOLE &&
 				owed_expiry(what) != EXPIRY_LESS &&
-				bpf_ktime_get_coarse_ns() >=
-					READ_ONCE(g->quarantine) &&
+				hold_is_over(&g->hold, bpf_ktime_get_coarse_ns()) &&
 				owed_words(old, g) ==
 					(what >> OWED_WORDS & OWED_WORDS_MASK);
 			if (exact)
@@ -416,21 +499,30 @@ static __always_inline void write_abandon(__u64 hash, __u64 what, __u64 lag)
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 
 	if (q)
-		quarantine_raise(&q->until, bpf_ktime_get_coarse_ns() + lag);
+		hold_raise(&q->hold, bpf_ktime_get_coarse_ns() + lag, 0);
 	write_end(hash, what, false);
 }
 
-/* Every entry may have changed, by what may be applied until `until`. */
-static __always_inline void flush_all(struct bmc_stats *st, __u64 until)
+/*
+ * Every entry may have changed, by what may be applied until `until` (ns) or, given
+ * a ticket, until that is redeemed.
+ */
+static __always_inline void flush_all_held(struct bmc_stats *st, __u64 until,
+					   __u64 ticket)
 {
 	struct bmc_global *g = cache_global();
 
 	if (!g)
 		return;
-	quarantine_raise(&g->quarantine, until);
+	hold_raise(&g->hold, until, ticket);
 	(void)__sync_fetch_and_add(&g->word, BMC_GEN);
 	/* Atomic, because a packet may interrupt bmc_flush and bmc_gone. */
 	(void)__sync_fetch_and_add(&st->flushes, 1);
+}
+
+static __always_inline void flush_all(struct bmc_stats *st, __u64 until)
+{
+	flush_all_held(st, until, 0);
 }
 
 #endif /* LEASE_BPF_H */

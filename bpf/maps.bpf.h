@@ -165,15 +165,22 @@ struct {
 
 enum { BMC_DUES = 2 };
 
+/* Until when no lease is given, because a write may be on its way: see lease.bpf.h. */
+struct bmc_hold {
+	__u64 until; /* ns */
+	__u64 held; /* ns, or until the ticket's reply has left */
+	__u64 ticket; /* 0: none was given out yet */
+};
+
 /* What every hit reads; written seldom. */
 struct bmc_global {
 	__u64 word; /* G, the coherence word of the whole cache */
 	__u64 era; /* of counts of requests, see heat.bpf.h */
-	__u64 quarantine; /* no lease before this time, ns; all ones: it idles */
-	__u64 since; /* from when on every segment was seen, ns */
+	struct bmc_hold hold; /* its `until` is all ones while the cache idles */
 	__u64 due[BMC_DUES]; /* when a delayed flush_all takes effect, ns; 0: none */
 	__u64 looked; /* when it was looked whether it pays, see sleep.bpf.h */
 	__u64 balance; /* as it was then */
+	__u64 since; /* from when on every segment was seen, ns */
 };
 
 struct {
@@ -189,7 +196,7 @@ struct {
  * only makes it stricter.
  */
 struct bmc_quarantine {
-	__u64 until; /* no lease before this time, ns: a write may be on its way */
+	struct bmc_hold hold;
 	__u64 mark; /* of the word that was last found with writes pending */
 	__u64 since; /* when it was found first, ns */
 };
@@ -305,6 +312,14 @@ struct bmc_owed {
  */
 enum { BMC_OWED = 32 };
 
+enum flow_mode {
+	FLOW_NEW = 0,
+	FLOW_FOLLOWED,
+	FLOW_MUTE,
+	FLOW_ASLEEP,
+	FLOW_CLOSED, /* by memcached, which reads nothing of it any more */
+};
+
 struct bmc_flow {
 	__u64 hash; /* of the peers; 0: nobody's */
 	struct bmc_peers peers;
@@ -312,8 +327,16 @@ struct bmc_flow {
 	__u32 place; /* in the table */
 	__u32 alike; /* a reply that is owed may look as if it were a get's */
 	bool binary; /* which protocol it speaks */
-	bool deep; /* too much was owed for the ring */
-	__u8 pad[64];
+	bool deep; /* more was owed than the ring holds when it became mute */
+	bool guess; /* where its commands start is not certain */
+	__u8 life; /* see lease.bpf.h: tickets */
+
+	/* Of the way to memcached too, but seldom used. */
+	__u32 guessed; /* bytes that do not contradict the guess */
+	bool loose_open; /* there are commands that are owed and not in the ring */
+	bool loose_quiet; /* quiet meta commands among them */
+	bool loose_meta; /* other meta commands among them */
+	__u8 pad[57];
 
 	struct bmc_owed owed[BMC_OWED];
 
@@ -329,7 +352,8 @@ struct bmc_flow {
 	__u64 in_hash; /* of the key whose data block goes on */
 	__u32 found; /* segments of whole commands, while its stream is lost */
 	__u32 asked; /* commands that get a reply */
-	__u8 in_pad[8];
+	__u32 loose; /* `answered` when the last one that is not in the ring is done */
+	__u8 in_pad[4];
 	__u8 in_line[LINE_MAX];
 
 	__u32 out_turn;
@@ -425,6 +449,9 @@ struct walk {
 	bool probes; /* likewise, but it is not certain enough */
 	bool lost; /* not understood */
 	bool alike; /* a reply that is owed may look as if it were a get's */
+	bool guesses; /* where its commands start is a guess */
+	bool closed; /* memcached has refused the connection */
+	__u32 loose; /* as in a flow; 0: none of its commands is */
 };
 
 struct bmc_scratch {
@@ -457,6 +484,7 @@ struct bmc_scratch {
 	__u32 snd_nxt;
 	bool received; /* it has got data before */
 	bool asleep; /* the cache is, for this segment */
+	bool dead; /* memcached has closed the connection */
 	__u64 socket; /* the kernel's address of one */
 	/* Memcached's, until the next flush: see is_memcacheds(). */
 	struct {

@@ -155,6 +155,7 @@ struct reply {
 	__u32 failed; /* the command did not do what it should */
 	__u32 error;
 	__u32 refused; /* for its form: memcached may not have skipped its data */
+	__u32 closes; /* the connection, of which memcached has read nothing */
 	__u32 head; /* as in a command */
 	__u32 block;
 	__u32 opcode;
@@ -1047,6 +1048,9 @@ __noinline int reply_line(struct window *w, struct reply *r)
 		r->failed = true;
 		return 1;
 	case NAME('E', 'R', 'R', 'O', 'R', 0, 0, 0):
+		/* "ERROR Too many open connections" */
+		r->closes = word >> 40 == NAME(' ', 'T', 'o', 0, 0, 0, 0, 0);
+		/* fallthrough */
 	case NAME('C', 'L', 'I', 'E', 'N', 0, 0, 0):
 		r->refused = true;
 		/* fallthrough */

@@ -14,20 +14,18 @@
 #ifndef TABLE_BPF_H
 #define TABLE_BPF_H
 
-enum sock_stage { SOCKET_NONE = 0, SOCKET_EARLY, SOCKET_FULL };
+enum sock_stage { SOCKET_NONE = 0, SOCKET_EARLY, SOCKET_FULL, SOCKET_CLOSED };
 
 enum {
+	TCP_ESTABLISHED = 1,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
+	TCP_TIME_WAIT = 6,
+	TCP_LAST_ACK = 9,
 	TCP_LISTEN = 10,
+	TCP_CLOSING = 11,
 	TCP_NEW_SYN_RECV = 12,
 };
-
-enum flow_mode { FLOW_NEW = 0, FLOW_FOLLOWED, FLOW_MUTE, FLOW_ASLEEP };
-
-/*
- * Within this time memcached applies what comes over a connection that does not
- * wait: megabytes may be queued before it.
- */
-#define DEEP_NS (BMC_LOST_S * SECOND)
 
 /* For so long nothing has come over a connection that makes room. */
 #define IDLE_NS (BMC_LOST_S * SECOND)
@@ -47,7 +45,13 @@ __noinline int flow_mute(struct bmc_flow *flow)
 	if (!flow)
 		return 0;
 	WRITE_ONCE(flow->doubt, true);
-	(void)__sync_lock_test_and_set(&flow->mode, FLOW_MUTE);
+	if (READ_ONCE(flow->mode) != FLOW_CLOSED)
+		(void)__sync_lock_test_and_set(&flow->mode, FLOW_MUTE);
+	/* Either this sees the tickets, or flow_note() sees the mode. */
+	if ((__s32)(READ_ONCE(flow->loose) - READ_ONCE(flow->answered)) > 0) {
+		WRITE_ONCE(flow->life, flow->life + 1);
+		flow->deep = true;
+	}
 	for (int i = 0; i < BMC_OWED; i++) {
 		struct bmc_owed *owed = &flow->owed[i];
 		__u64 what = __sync_lock_test_and_set(&owed->what, 0);
@@ -176,7 +180,11 @@ __noinline int socket_look(struct __sk_buff *skb, struct bmc_scratch *s)
 	if (!sk)
 		return SOCKET_NONE;
 	tcp = bpf_tcp_sock(sk);
-	if (sk->state == TCP_NEW_SYN_RECV) {
+	if (sk->state == TCP_FIN_WAIT1 || sk->state == TCP_FIN_WAIT2 ||
+	    sk->state == TCP_CLOSING || sk->state == TCP_TIME_WAIT ||
+	    sk->state == TCP_LAST_ACK) {
+		found = SOCKET_CLOSED;
+	} else if (sk->state == TCP_NEW_SYN_RECV) {
 		found = SOCKET_EARLY;
 		s->rcv_nxt = bpf_ntohl(s->tcp.seq);
 		s->snd_nxt = bpf_ntohl(s->tcp.ack_seq);
@@ -302,7 +310,10 @@ static __always_inline struct bmc_flow *flow_take(const struct bmc_peers *peers,
 static __always_inline void flow_reset(struct bmc_flow *flow)
 {
 	flow_mute(flow);
-	flow->mode = FLOW_NEW;
+	WRITE_ONCE(flow->mode, FLOW_NEW);
+	flow->loose_open = false;
+	flow->loose = flow->answered;
+	flow->guess = false;
 	flow->in_skip = 0;
 	flow->in_part = 0;
 	flow->out_skip = 0;
@@ -366,7 +377,8 @@ static long mover_step(__u32 i, void *arg)
 	old = READ_ONCE(set->tags[way]);
 	if (pass < 2)
 		return old == flow_tag(m->hash);
-	if (old && (pass < 4 || flow_now() - READ_ONCE(flow->in_last) < IDLE_NS))
+	if (old && READ_ONCE(flow->mode) != FLOW_CLOSED &&
+	    (pass < 4 || flow_now() - READ_ONCE(flow->in_last) < IDLE_NS))
 		return 0;
 	flow->place = place;
 	if (!flow_move_in(flow, &set->tags[way], old, m->peers, m->hash))
@@ -377,14 +389,20 @@ static long mover_step(__u32 i, void *arg)
 
 /*
  * Gives a connection a place in the table, if it is not there and memcached has
- * a socket for it. Returns its number plus 1, 0 if there is none.
+ * a socket for it. Returns its number plus 1, 0 if there is none; `dead` is set if
+ * that is because memcached has closed the connection.
  */
 __noinline __u32 flow_meet(struct __sk_buff *skb, struct bmc_scratch *s)
 {
 	struct bmc_global *g = cache_global();
 	struct mover m = {};
+	int found;
 
-	if (!s || !socket_look(skb, s))
+	if (!s)
+		return 0;
+	found = socket_look(skb, s);
+	s->dead = found == SOCKET_CLOSED;
+	if (found == SOCKET_NONE || s->dead)
 		return 0;
 	m.peers = &s->request.peers;
 	m.hash = peers_hash(m.peers);
@@ -405,19 +423,29 @@ static __always_inline struct bmc_flow *flow_new(struct __sk_buff *skb,
 		       &s->request.peers, WAY_IN);
 }
 
-/* Memcached's end is closed. The turn of that way must be taken. */
-static __always_inline void flow_leave(struct bmc_flow *flow, enum way way)
+/* The client has torn the connection down. Its turn of the way in must be taken. */
+static __always_inline void flow_leave(struct bmc_flow *flow)
 {
 	__u32 place = flow->place, nr = place / BMC_FLOW_WAYS;
-	__u32 *other = way == WAY_IN ? &flow->out_turn : &flow->in_turn;
 	struct bmc_flow_set *set = bpf_map_lookup_elem(&bmc_flow_sets, &nr);
 
 	flow_mute(flow);
-	if (!set || !turn_take(other))
+	if (!set || !turn_take(&flow->out_turn))
 		return; /* it goes when it was idle for long enough */
 	WRITE_ONCE(flow->hash, 0);
 	WRITE_ONCE(set->tags[place & (BMC_FLOW_WAYS - 1)], 0);
-	turn_end(other);
+	turn_end(&flow->out_turn);
+}
+
+/*
+ * memcached has closed the connection: it reads no more of it. The flow stays until
+ * another connection wants its place, to tell that from a connection that memcached
+ * reads under another name (a translated address), of which no socket is found either.
+ */
+static __always_inline void flow_close(struct bmc_flow *flow)
+{
+	flow_mute(flow);
+	(void)__sync_lock_test_and_set(&flow->mode, FLOW_CLOSED);
 }
 
 #endif /* TABLE_BPF_H */

@@ -64,6 +64,7 @@ use crate::message;
 use crate::skel::types::bmc_class;
 use crate::skel::types::bmc_config;
 use crate::skel::types::bmc_global;
+use crate::skel::types::bmc_hold;
 use crate::skel::types::bmc_pool;
 use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slot;
@@ -405,7 +406,7 @@ impl Dir {
 /// Has a cache idle until it is flushed: no lease is given before the end of
 /// time, so nothing is filled. An empty one thus stays empty.
 pub fn set_idle(global: &MapHandle) -> Result<()> {
-    kernel::store(global, std::mem::offset_of!(bmc_global, quarantine), u64::MAX)
+    kernel::store(global, std::mem::offset_of!(bmc_global, hold.until), u64::MAX)
         .context("cannot let the cache idle")
 }
 
@@ -521,7 +522,7 @@ impl Instance {
         let bytes = self.dir.map("global")?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)?;
         let global = bytes.and_then(|bytes| kernel::plain_from::<bmc_global>(&bytes));
         Ok(match global.context("the map global is another version's")? {
-            bmc_global { quarantine: u64::MAX, .. } => Activity::Idle,
+            bmc_global { hold: bmc_hold { until: u64::MAX, .. }, .. } => Activity::Idle,
             bmc_global { word, .. } if word & entries::DIRTY != 0 => Activity::Asleep,
             _ => Activity::Caching,
         })

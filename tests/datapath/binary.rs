@@ -69,7 +69,7 @@ fn message(magic: u8, opcode: u8, status: u16, extras: &[u8], key: &[u8], data: 
 }
 
 /// A request; every exptime is 0.
-fn ask(opcode: u8, extras: usize, key: &str, data: &str) -> Vec<u8> {
+pub(crate) fn ask(opcode: u8, extras: usize, key: &str, data: &str) -> Vec<u8> {
     message(0x80, opcode, 0, &vec![0; extras], key.as_bytes(), data.as_bytes())
 }
 
@@ -82,7 +82,7 @@ fn data(opcode: u8) -> &'static str {
     }
 }
 
-fn said(opcode: u8, status: u16, data: &str) -> Vec<u8> {
+pub(crate) fn said(opcode: u8, status: u16, data: &str) -> Vec<u8> {
     message(0x81, opcode, status, &[], &[], data.as_bytes())
 }
 

@@ -17,10 +17,12 @@ mod fixture;
 mod fuzz;
 #[path = "../packet/mod.rs"]
 mod packet;
+mod pipelines;
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 #[path = "../common/random.rs"]
 mod random;
 mod reads;
+mod recovery;
 mod scene;
 mod sleep;
 mod streams;

@@ -713,7 +713,9 @@ fn a_reply_to_nothing_that_was_seen_empties_the_cache() {
     let Some(scene) = Scene::with_key(&[v4()]) else {
         return;
     };
-    let mut tcp = scene.connect(&v4());
+    let mut tcp = Connection::open(&v4());
+    tcp.request("set key 0 0 1\r\nx\r\n");
+    scene.bmc.attach();
     scene.says(&mut tcp, "STORED\r\n", UNMATCHED);
     assert!(!scene.has(&v4(), "key"));
 }
@@ -766,34 +768,6 @@ fn a_mute_connection_stays_mute_while_something_is_owed() {
         scene.says(&mut tcp, "DELETED\r\n", &[]);
         sleep(Duration::from_millis(15));
     }
-}
-
-#[test]
-fn a_connection_is_followed_again_after_too_many_commands() {
-    let Some(scene) = Scene::load(&Config::default()) else {
-        return;
-    };
-    let delete = |count: usize| {
-        let lines: Vec<_> = (0..count).map(|nth| format!("delete key{nth}\r\n")).collect();
-        lines.concat()
-    };
-    let mut tcp = scene.connect(&v4());
-    scene.asks(&mut tcp, delete(32), &[("write_requests", 32), ("invalidations", 32)]);
-    scene.is_closed("with 32 owed", "key0", DIRTY);
-    scene.says(&mut tcp, "DELETED\r\n".repeat(32), &[]);
-    scene.is_open("with none owed", "key0");
-    scene.asks(
-        &mut tcp,
-        delete(34),
-        &[("write_requests", 34), ("invalidations", 34), ("write_untracked", 2)],
-    );
-    for key in ["key0", "key31", "key32", "key33"] {
-        scene.is_closed("with 34 owed", key, QUARANTINED);
-    }
-    scene.says(&mut tcp, "DELETED\r\n".repeat(34), &[]);
-    scene.is_closed("after the replies", "key0", QUARANTINED);
-    check_healing(&scene, &mut tcp);
-    scene.asks(&mut tcp, delete(32), &[("write_requests", 32), ("invalidations", 32)]);
 }
 
 #[test]

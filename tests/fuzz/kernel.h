@@ -68,6 +68,7 @@ static struct bmc_flow *the_flow;
 #define bpf_skc_lookup_tcp(skb, tuple, size, netns, flags) \
 	((void)(tuple), (void)(size), &sock)
 #define bpf_tcp_sock(sk) (&tcp_sock)
+#define bpf_sk_fullsock(sk) (sk)
 #define bpf_sk_release(sk) ((void)(sk))
 
 static void *map_value(const void *map);
@@ -92,11 +93,14 @@ static struct bmc_config cfg;
 /* What a walk comes to: the tests look at it instead of at the buckets. */
 #define write_begin bucket_write_begin
 #define flush_all bucket_flush_all
+#define flush_all_held bucket_flush_all_held
 #include "lease.bpf.h"
 #undef write_begin
 #undef flush_all
-static __u64 write_begin(__u64 hash, bool pending, __u64 lag);
+#undef flush_all_held
+static __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket);
 static void flush_all(struct bmc_stats *st, __u64 until);
+static void flush_all_held(struct bmc_stats *st, __u64 until, __u64 ticket);
 
 #include "table.bpf.h"
 #include "sleep.bpf.h"

@@ -702,10 +702,11 @@ static bool one_command(const __u8 *s, size_t len, bool binary, __u32 at)
 }
 
 /* The walk itself: flow_in() and flow_out(), with packets of their own. */
-static __u64 write_begin(__u64 hash, bool pending, __u64 lag)
+static __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket)
 {
 	(void)pending;
 	(void)lag;
+	(void)ticket;
 	if (dids < EVENTS_MAX)
 		did[dids++] = (struct event){ .hash = hash, .from = packet_nr };
 	return 0;
@@ -717,6 +718,12 @@ static void flush_all(struct bmc_stats *st, __u64 until)
 	(void)until;
 	if (dids < EVENTS_MAX)
 		did[dids++] = (struct event){ .flush = true, .from = packet_nr };
+}
+
+static void flush_all_held(struct bmc_stats *st, __u64 until, __u64 ticket)
+{
+	(void)ticket;
+	flush_all(st, until);
 }
 
 static struct bmc_flow flow;
