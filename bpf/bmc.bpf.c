@@ -223,7 +223,7 @@ int bmc_flush(void *ctx)
 	if (!st || !g)
 		return 1;
 	WRITE_ONCE(g->since, now);
-	flush_all(st, now + BMC_APPLY_NS);
+	forget_all(st, now + BMC_APPLY_NS, 0);
 	/* The end of idling too, but of no other quarantine. */
 	if (READ_ONCE(g->hold.until) == ~0ULL)
 		WRITE_ONCE(g->hold.until, now + BMC_APPLY_NS);

@@ -194,4 +194,23 @@ struct bmc_stats {
 	__u64 tcp_unmatched;
 };
 
+/*
+ * Why every entry was forgotten. Where a packet is the reason: what was in it, by
+ * the transport and the words in offenders.rs.
+ */
+enum bmc_flush_reason {
+	FLUSH_NONE = 0,
+	FLUSH_COMMAND, /* flush_all */
+	FLUSH_UNPARSED, /* a command that is not understood */
+	FLUSH_LOST, /* part of the client's stream was not seen, or not for certain */
+	FLUSH_UNREAD, /* a datagram whose text cannot be told */
+	FLUSH_UNFOLLOWED, /* the connection has no place in the table */
+	FLUSH_UNMATCHED, /* a reply that answers no command */
+	FLUSH_UNASKED, /* a reply on a connection that has no place in the table */
+	FLUSH_ANSWERED, /* the reply to one of the above: it is applied by now */
+	FLUSH_GONE, /* memcached stopped listening */
+	FLUSH_WOKEN, /* the cache had been asleep */
+	FLUSH_TOOL, /* bmc flush, attach or detach */
+};
+
 #endif /* BMC_H */

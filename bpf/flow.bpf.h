@@ -364,12 +364,18 @@ static __always_inline __u64 due_put(struct bmc_global *g, __u64 due, __u64 now)
 	return due;
 }
 
-static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
-				       __u64 ticket, const struct command *c)
+/* The flush_all at hand. */
+static __always_inline void walk_flush(struct walker *k)
 {
-	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0;
+	struct bmc_scratch *s = k->s;
+	struct bmc_flow *flow = k->flow;
+	const struct command *c = &s->command;
+	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0, ticket = 0;
 	struct bmc_global *g = cache_global();
 
+	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
+	    flow)
+		ticket = ticket_of(flow, s->walk.loose);
 	if (!g)
 		return;
 	/* memcached does it a second early; its clock lags likewise: see
@@ -381,26 +387,13 @@ static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
 				       SECOND,
 			       now) +
 		       (CLOCK_LAG + 1) * SECOND;
+	until = now + (ticket ? DEEP_NS : s->walk.lag);
 	/* Until one that found no room is over, nothing is cached. */
-	until = now + (ticket ? DEEP_NS : lag);
-	if (over > until)
-		flush_all(st, over);
-	else
-		flush_all_held(st, until, ticket);
-}
-
-/* The flush_all at hand. */
-static __always_inline void walk_flush_all(struct bmc_scratch *s,
-					   struct bmc_flow *flow,
-					   struct bmc_stats *st)
-{
-	const struct command *c = &s->command;
-	__u64 ticket = 0;
-
-	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
-	    flow)
-		ticket = ticket_of(flow, s->walk.loose);
-	walk_flush(st, s->walk.lag, ticket, c);
+	if (over > until) {
+		until = over;
+		ticket = 0;
+	}
+	flush_all_held(k->skb, s, k->st, until, ticket, FLUSH_COMMAND);
 }
 
 /* The next command in the window. Returns 1 after the last, for bpf_loop(). */
@@ -472,7 +465,7 @@ static __always_inline long command_step(struct walker *k)
 	k->st->write_requests++;
 	k->st->tcp_writes += !!flow;
 	if (c->kind == COMMAND_FLUSH) {
-		walk_flush_all(s, flow, k->st);
+		walk_flush(k);
 		goto asked;
 	}
 key:
@@ -572,7 +565,8 @@ __noinline int walk_datagram(struct __sk_buff *skb, struct bmc_scratch *s)
 	walk_commands(skb, s, st, NULL);
 	if (w->lost || w->part || w->skip || w->line) {
 		st->tcp_unparsed++;
-		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
+			  FLUSH_UNPARSED);
 	}
 	return 0;
 }
@@ -1033,7 +1027,8 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		/* Where its commands start is not certain yet. */
 		st->tcp_unparsed++;
 		flow_mute(flow);
-		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
+		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + w->lag,
+			  FLUSH_UNPARSED);
 	}
 	if (w->lost) {
 		st->tcp_unparsed++;
@@ -1042,7 +1037,9 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		flow->in_skip = STREAM_LOST;
 		flow->in_part = 0;
 		flow_mute(flow);
-		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
+		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + w->lag,
+			  walk_is_over(s) || !s->window.len ? FLUSH_LOST
+							    : FLUSH_UNPARSED);
 	}
 	if (s->asleep)
 		flow_sleep(flow);
@@ -1077,7 +1074,8 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 		if (!st)
 			return;
 		st->tcp_unfollowed++;
-		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
+			  FLUSH_UNFOLLOWED);
 	}
 }
 
@@ -1299,7 +1297,8 @@ __noinline int walk_replies(struct __sk_buff *skb, struct bmc_scratch *s,
  * Where in the segment the next reply starts. False if there is nothing to walk;
  * walk.lost if nobody can tell.
  */
-static __always_inline bool flow_continue_out(struct bmc_flow *flow,
+static __always_inline bool flow_continue_out(struct __sk_buff *skb,
+					      struct bmc_flow *flow,
 					      struct bmc_scratch *s,
 					      struct bmc_stats *st)
 {
@@ -1330,7 +1329,7 @@ static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED &&
 	    (READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
 	     READ_ONCE(flow->guess)))
-		flush_all(st, 0);
+		flush_all(skb, s, st, 0, FLUSH_ANSWERED);
 	if (flow->out_skip == (__u32)STREAM_LOST)
 		return false;
 	n = flow->out_skip < len ? flow->out_skip : len;
@@ -1376,7 +1375,7 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		return 0;
 	w = &s->walk;
 	walk_begin(s);
-	if (walk_len(w) && flow_continue_out(flow, s, st)) {
+	if (walk_len(w) && flow_continue_out(skb, flow, s, st)) {
 		w->followed = READ_ONCE(flow->mode) == FLOW_FOLLOWED;
 		w->binary = flow->binary;
 		if (!flow_load(skb, s, flow->out_line, flow->out_part))
@@ -1394,7 +1393,8 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (w->doubt || (w->lost && w->followed && !flow->vague)) {
 		/* Not the reply that was expected. */
 		st->tcp_unmatched++;
-		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
+			  FLUSH_UNMATCHED);
 	}
 	if (w->closed || s->tcp.flags & (TCP_FIN | TCP_RST))
 		flow_close(flow);
@@ -1437,7 +1437,7 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		st = stats();
 		if (s->text_len && st && !socket_is_unasked(skb)) {
 			st->tcp_unmatched++;
-			flush_all(st, 0);
+			flush_all(skb, s, st, 0, FLUSH_UNASKED);
 		}
 		return;
 	}

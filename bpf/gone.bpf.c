@@ -5,7 +5,7 @@
  * alone needs the kernel's BTF: where there is none, the rest works without it.
  *
  * Nobody else can listen on that address before this has run, and what a dying
- * memcached still answers fills nothing: flush_all() lets no lease be taken for
+ * memcached still answers fills nothing: forget_all() lets no lease be taken for
  * BMC_APPLY_NS.
  */
 #include "vmlinux.h"
@@ -69,6 +69,6 @@ int bmc_gone(const __u64 *ctx)
 		return 0;
 	/* Atomic, because a packet may interrupt this. */
 	(void)__sync_fetch_and_add(&st->memcached_gone, 1);
-	flush_all(st, bpf_ktime_get_ns() + BMC_APPLY_NS);
+	forget_all(st, bpf_ktime_get_ns() + BMC_APPLY_NS, 0);
 	return 0;
 }

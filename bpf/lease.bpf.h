@@ -507,8 +507,8 @@ static __always_inline void write_abandon(__u64 hash, __u64 what, __u64 lag)
  * Every entry may have changed, by what may be applied until `until` (ns) or, given
  * a ticket, until that is redeemed.
  */
-static __always_inline void flush_all_held(struct bmc_stats *st, __u64 until,
-					   __u64 ticket)
+static __always_inline void forget_all(struct bmc_stats *st, __u64 until,
+				       __u64 ticket)
 {
 	struct bmc_global *g = cache_global();
 
@@ -520,9 +520,24 @@ static __always_inline void flush_all_held(struct bmc_stats *st, __u64 until,
 	(void)__sync_fetch_and_add(&st->flushes, 1);
 }
 
-static __always_inline void flush_all(struct bmc_stats *st, __u64 until)
+/* The same because of the packet at hand. */
+static __always_inline void flush_all_held(struct __sk_buff *skb,
+					   struct bmc_scratch *s,
+					   struct bmc_stats *st, __u64 until,
+					   __u64 ticket,
+					   enum bmc_flush_reason reason)
 {
-	flush_all_held(st, until, 0);
+	(void)skb;
+	(void)s;
+	(void)reason;
+	forget_all(st, until, ticket);
+}
+
+static __always_inline void flush_all(struct __sk_buff *skb,
+				      struct bmc_scratch *s, struct bmc_stats *st,
+				      __u64 until, enum bmc_flush_reason reason)
+{
+	flush_all_held(skb, s, st, until, 0, reason);
 }
 
 #endif /* LEASE_BPF_H */

@@ -437,7 +437,9 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 		 * does not read.
 		 */
 		if (s->l4_len && why != COUNTER(pass_frame))
-			flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+			flush_all(skb, s, st,
+				  bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
+				  FLUSH_UNREAD);
 		return;
 	}
 	lease_refuse(s);
