@@ -40,6 +40,7 @@ const volatile struct bmc_config cfg;
 #include "heat.bpf.h"
 #include "slab.bpf.h"
 #include "cache.bpf.h"
+#include "offender.bpf.h"
 #include "lease.bpf.h"
 #include "table.bpf.h"
 #include "sleep.bpf.h"
@@ -218,12 +219,14 @@ int bmc_flush(void *ctx)
 	__u64 now = bpf_ktime_get_ns();
 	struct bmc_global *g = cache_global();
 	struct bmc_stats *st = stats();
+	struct bmc_peers nobody = {};
 
 	(void)ctx;
 	if (!st || !g)
 		return 1;
 	WRITE_ONCE(g->since, now);
 	forget_all(st, now + BMC_APPLY_NS, 0);
+	offender_none(&nobody, FLUSH_TOOL, now + BMC_APPLY_NS, now);
 	/* The end of idling too, but of no other quarantine. */
 	if (READ_ONCE(g->hold.until) == ~0ULL)
 		WRITE_ONCE(g->hold.until, now + BMC_APPLY_NS);

@@ -527,10 +527,8 @@ static __always_inline void flush_all_held(struct __sk_buff *skb,
 					   __u64 ticket,
 					   enum bmc_flush_reason reason)
 {
-	(void)skb;
-	(void)s;
-	(void)reason;
 	forget_all(st, until, ticket);
+	offender_packet(skb, s, reason, until);
 }
 
 static __always_inline void flush_all(struct __sk_buff *skb,

@@ -402,6 +402,36 @@ struct {
 } bmc_flow_sets SEC(".maps");
 
 /*
+ * Who emptied the cache of late: see offender.bpf.h. Each CPU notes its own, and
+ * the tool puts them together.
+ */
+enum { BMC_OFFENDERS = 8, BMC_OFFENDER_TEXT = 32 };
+
+struct bmc_offender {
+	__u64 seq; /* odd while another one is written in place of this one */
+	__u64 when; /* the last time, ns */
+	__u64 until; /* no lease before this time, ns, because of the last time */
+	__u64 count; /* how often */
+	struct bmc_peers peers; /* all zeroes where no packet is the reason */
+	__u64 text[BMC_OFFENDER_TEXT / 8]; /* what was not understood: its start */
+	enum bmc_flush_reason reason;
+	__u16 len; /* of the text */
+	__u16 protocol; /* IPPROTO_TCP, IPPROTO_UDP; 0: no packet */
+};
+
+struct bmc_offenders {
+	__u64 oldest; /* of them, and above three bits when it was, see there */
+	struct bmc_offender last[BMC_OFFENDERS]; /* in any order */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bmc_offenders);
+} bmc_offenders SEC(".maps");
+
+/*
  * Counters. Each run for a packet is on one CPU with softirqs off, so nothing
  * else writes that CPU's copy meanwhile and no atomics are needed; what runs
  * otherwise (bmc_flush, bmc_gone) counts with atomics.

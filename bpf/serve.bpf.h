@@ -436,10 +436,15 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 		/* It does not get there, or is one of several, which memcached
 		 * does not read.
 		 */
-		if (s->l4_len && why != COUNTER(pass_frame))
+		if (s->l4_len && why != COUNTER(pass_frame)) {
+			/* So that what it starts with can be noted. */
+			window_empty(&s->window);
+			s->text = s->l4 + UDP_LEN + FRAME_LEN;
+			s->text_len = skb->len - s->text;
 			flush_all(skb, s, st,
 				  bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
 				  FLUSH_UNREAD);
+		}
 		return;
 	}
 	lease_refuse(s);

@@ -325,6 +325,8 @@ unsafe impl Plain for types::bmc_bucket {}
 // SAFETY: only integers.
 unsafe impl Plain for types::bmc_global {}
 // SAFETY: only integers.
+unsafe impl Plain for types::bmc_offenders {}
+// SAFETY: only integers.
 unsafe impl Plain for types::bmc_pool {}
 // SAFETY: only integers.
 unsafe impl Plain for types::bmc_slot {}

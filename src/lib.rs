@@ -16,6 +16,7 @@ pub mod memcached;
 pub mod message;
 pub mod metrics;
 pub mod netlink;
+pub mod offenders;
 pub mod output;
 pub mod random;
 pub mod skel;

@@ -15,6 +15,7 @@ mod fills;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 mod fuzz;
+mod offenders;
 #[path = "../packet/mod.rs"]
 mod packet;
 mod pipelines;
