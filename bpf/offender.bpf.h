@@ -7,7 +7,7 @@
  * A storm, which may be a flush for each packet, must not cost much more for being
  * noted, nor keep the tool from reading:
  *  - The same client for the same reason is one record. To note it again takes
- *    three stores; its text is replaced once a second at most.
+ *    three stores; its text is replaced only if it was quiet for a second.
  *  - Another one takes the place of the record that is oldest, unless even that one
  *    is of this tick. So each record is at rest for a tick at least.
  *
@@ -18,7 +18,7 @@
 #ifndef OFFENDER_BPF_H
 #define OFFENDER_BPF_H
 
-/* For so long a record keeps its text. */
+/* A client that was quiet for so long has its text noted anew. */
 #define OFFENDER_NS SECOND
 
 /*

@@ -126,9 +126,11 @@ pub enum Command {
         json: bool,
     },
 
-    /// Show the counters
+    /// Show the counters, and who emptied the cache
     ///
-    /// They count from the attachment on and are never reset.
+    /// The counters count from the attachment on and are never reset. Whatever had
+    /// every entry forgotten of late is shown with its client, its reason and how its
+    /// text starts (table and JSON).
     Stats(Stats),
 
     /// Show what is cached

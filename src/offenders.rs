@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::entries::DIRTY;
 use crate::instance::Instance;
 use crate::kernel;
+use crate::output::cut;
 use crate::output::grouped;
 use crate::output::span;
 use crate::skel::types::bmc_flush_reason as Reason;
@@ -28,6 +29,10 @@ use crate::system;
 
 /// How often a reading is tried, where records are being replaced meanwhile.
 const ATTEMPTS: usize = 8;
+
+/// Offenders that `bmc stats` shows, and the columns that it has for them.
+const SHOWN: usize = 5;
+const WIDTH: usize = 79;
 
 /// For so many nanoseconds after it is due a delayed `flush_all` may still take
 /// effect: `CLOCK_LAG` of `bpf/expiry.bpf.h`.
@@ -104,12 +109,47 @@ impl Report {
         })
     }
 
-    /// Who emptied it last, in one line. A reply that only confirms what its
-    /// client did is passed over.
-    pub fn last(&self) -> Option<String> {
-        let mut all = self.offenders.iter();
-        let last = all.find(|offender| offender.reason != "answered")?;
-        Some(format!("{} ago by {}", span(last.ago), last.summary()))
+    /// Who emptied it last. A reply that only confirms what its client did is passed
+    /// over.
+    fn last(&self) -> Option<&Offender> {
+        self.offenders.iter().find(|offender| offender.reason != "answered")
+    }
+
+    /// The same in one line.
+    pub fn last_line(&self) -> Option<String> {
+        self.last().map(|last| format!("{} ago by {}", span(last.ago), last.summary()))
+    }
+
+    /// The same as in `status --json`.
+    pub fn last_json(&self) -> Value {
+        self.last().map_or(Value::Null, Offender::to_json)
+    }
+
+    /// What is closed and who emptied it, in one line for `bmc top`, which shows elsewhere
+    /// that a cache idles or sleeps.
+    pub fn line(&self) -> Option<String> {
+        let learning = self.closed.learning.map(|left| format!("closed for {}", span(left)));
+        let flush = self.closed.flushes.iter().min();
+        let flush = flush.map(|left| format!("flush_all in {}", span(*left)));
+        let last = self.last_line().map(|last| format!("emptied {last}"));
+        let parts: Vec<_> = [learning, flush, last].into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    /// As in `bmc stats`, the newest [`SHOWN`].
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for (i, line) in self.closed.lines().iter().enumerate() {
+            let title = if i == 0 { "closed" } else { "" };
+            text += &format!("{title:<24}{line}\n");
+        }
+        if !self.offenders.is_empty() {
+            text += "emptied by\n";
+        }
+        for line in self.offenders.iter().take(SHOWN).flat_map(Offender::lines) {
+            text += &format!("  {}\n", cut(line, WIDTH - 2));
+        }
+        text
     }
 
     /// As in `stats --json`.
@@ -207,29 +247,28 @@ impl Offender {
         };
         match (self.client, self.server) {
             (Some(client), _) => format!("{client} ({detail})"),
-            (None, Some(server)) => format!("{server} ({detail})"),
+            (None, Some(server)) => format!("port {} ({detail})", server.port()),
             (None, None) => detail,
         }
     }
 
-    /// In a line, or two if there is a text.
-    pub fn lines(&self) -> Vec<String> {
-        let mut line = format!("{:<9} ", span(self.ago));
-        if let Some(client) = self.client {
-            line += &format!("{client} -> ");
-        }
-        if let Some(server) = self.server {
-            line += &format!("{server} ");
-        }
-        if let Some(transport) = self.transport {
-            line += &format!("({transport}) ");
-        }
-        line += self.words();
+    /// Who did what; in a second line to whom, and what it looked like.
+    fn lines(&self) -> Vec<String> {
+        let mut first = format!("{:<9} ", span(self.ago));
+        first += &match (self.client, self.server) {
+            (Some(client), _) => format!("{client}: "),
+            (None, Some(server)) => format!("port {}: ", server.port()),
+            (None, None) => String::new(),
+        };
+        first += self.words();
         if self.count > 1 {
-            line += &format!(", {} times", grouped(self.count));
+            first += &format!(", {} times", grouped(self.count));
         }
-        let text = self.quoted().map(|text| format!("{:<9} {text}", ""));
-        std::iter::once(line).chain(text).collect()
+        let second = self.server.zip(self.transport).map(|(server, transport)| {
+            let text = self.quoted().map_or(String::new(), |text| format!(": {text}"));
+            format!("{:<9} {server} ({transport}){text}", "")
+        });
+        std::iter::once(first).chain(second).collect()
     }
 
     fn to_json(&self) -> Value {
@@ -347,8 +386,8 @@ mod tests {
         assert_eq!(offender.closed, Duration::from_millis(500));
         assert_eq!(offender.summary(), r#"10.0.0.2:4242 (not understood: "no\xffsen\r\n")"#);
         let lines = offender.lines();
-        assert_eq!(lines[0], "500ms     10.0.0.2:4242 -> 10.0.0.1:11211 (tcp) not understood");
-        assert_eq!(lines[1], r#"          "no\xffsen\r\n""#);
+        assert_eq!(lines[0], "500ms     10.0.0.2:4242: not understood");
+        assert_eq!(lines[1], r#"          10.0.0.1:11211 (tcp): "no\xffsen\r\n""#);
         let json = offender.to_json();
         assert_eq!(json["client"], "10.0.0.2:4242");
         assert_eq!(json["text"], r"no\xffsen\r\n");
@@ -372,6 +411,22 @@ mod tests {
     }
 
     #[test]
+    fn a_table_fits_a_terminal_and_shows_the_newest() {
+        let mut record = bmc_offender { len: 32, ..record() };
+        record.text = [u64::MAX; 4];
+        record.peers.client = [u64::MAX; 2];
+        record.peers.server = [u64::MAX; 2];
+        let long = Offender::new(&record, 9 * SECOND).expect("it is one");
+        let report = Report { offenders: vec![long; SHOWN + 1], ..Report::default() };
+        let table = report.table();
+        assert_eq!(table.lines().count(), 1 + 2 * SHOWN);
+        for line in table.lines() {
+            assert!(line.chars().count() < 80, "{line}");
+        }
+        assert_eq!(Report::default().table(), "");
+    }
+
+    #[test]
     fn knows_every_reason_of_the_header() {
         let header = include_str!("../bpf/bmc.h");
         let body = header.split("enum bmc_flush_reason {").nth(1).expect("it is there");
@@ -382,17 +437,25 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_explains_every_reason() {
+        let readme = include_str!("../README.md");
+        for (_, name, words) in REASONS {
+            assert!(readme.contains(&format!("`{name}` {words}")), "`{name}` {words}");
+        }
+    }
+
+    #[test]
     fn passes_over_replies_that_only_confirm() {
         let offender = |reason, when| {
             Offender::new(&bmc_offender { reason, when, ..record() }, 9 * SECOND).expect("is one")
         };
         let mut report = Report::default();
-        assert_eq!(report.last(), None);
+        assert_eq!(report.last_line(), None);
         report.offenders = vec![
             offender(Reason::FLUSH_ANSWERED, 8 * SECOND),
             offender(Reason::FLUSH_COMMAND, 6 * SECOND),
         ];
-        assert_eq!(report.last().as_deref(), Some("3s ago by 10.0.0.2:4242 (flush_all)"));
+        assert_eq!(report.last_line().as_deref(), Some("3s ago by 10.0.0.2:4242 (flush_all)"));
     }
 
     #[test]

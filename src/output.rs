@@ -21,6 +21,7 @@ use crate::instance::Instance;
 use crate::instance::Interface;
 use crate::instance::ports;
 use crate::kernel::ProgInfo;
+use crate::offenders::Report;
 use crate::skel::types::bmc_config;
 use crate::system;
 
@@ -71,6 +72,15 @@ pub fn escaped(bytes: &[u8]) -> String {
     text
 }
 
+/// A text of ASCII that fits into so many columns.
+pub fn cut(mut text: String, room: usize) -> String {
+    if text.len() > room {
+        text.truncate(room.saturating_sub(1));
+        text.push('…');
+    }
+    text
+}
+
 /// As in "254.6 MiB".
 pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
@@ -109,6 +119,7 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         .map(|p| json!({ "name": p.name, "id": p.id, "runs": p.runs, "ns_per_run": p.cost() }))
         .collect();
     let activity = instance.activity()?;
+    let report = Report::of(instance)?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
@@ -125,6 +136,8 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "memory_locked_bytes": instance.memory_locked()?,
         "classes": classes_json(&instance.classes()?),
         "programs": programs,
+        "closed": report.closed.to_json(),
+        "last_offender": report.last_json(),
     }))
 }
 
@@ -167,6 +180,13 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         Activity::Idle => "idle: an attach or detach was interrupted (bmc flush ends that)",
     };
     row("state", state);
+    let report = Report::of(instance)?;
+    for (i, line) in report.closed.lines().iter().enumerate() {
+        row(if i == 0 { "closed" } else { "" }, line);
+    }
+    if let Some(last) = report.last_line() {
+        row("emptied", &last);
+    }
     for (i, iface) in instance.interfaces()?.iter().enumerate() {
         let title = if i == 0 { "interfaces" } else { "" };
         row(title, &format!("{} ({}) {}", iface.name, iface.mode, iface.state));

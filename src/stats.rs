@@ -24,6 +24,7 @@ use crate::cli::Format;
 use crate::instance::Instance;
 use crate::instance::NotAttached;
 use crate::metrics;
+use crate::offenders::Report;
 use crate::output::grouped;
 use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
@@ -330,7 +331,10 @@ fn print(
     let (instance, lock) = Instance::open(name)?;
     let sample = Sample::take(&instance)?;
     let text = match format {
-        Format::Table => table(&sample, per_cpu),
+        Format::Table => {
+            let report = report(&instance)?.map(|report| report.table());
+            table(&sample, per_cpu) + &report.unwrap_or_default()
+        }
         Format::Json => json(&instance, &sample, per_cpu)?,
         Format::Csv => csv(&sample, per_cpu, is_first),
         Format::Prometheus => metrics::page(&instance, &sample, per_cpu)?,
@@ -339,6 +343,12 @@ fn print(
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(())
+}
+
+/// Who emptied the cache; `None` where another version's programs note it otherwise, or
+/// not at all.
+fn report(instance: &Instance) -> Result<Option<Report>> {
+    instance.config().ok().map(|_| Report::of(instance)).transpose()
 }
 
 fn table(sample: &Sample, per_cpu: bool) -> String {
@@ -372,6 +382,7 @@ fn table(sample: &Sample, per_cpu: bool) -> String {
 }
 
 fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
+    let report = report(instance)?;
     let mut object = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
@@ -379,6 +390,8 @@ fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
         "since": instance.since_unix(),
         "interfaces": interfaces_json(&instance.interfaces()?),
         "totals": sample.total().to_json(),
+        "closed": report.as_ref().map(|report| report.closed.to_json()),
+        "offenders": report.as_ref().map(Report::offenders_json),
     });
     if per_cpu {
         object["per_cpu"] = per_cpu_json(sample.cpus.iter().copied().map(Counters::to_json));

@@ -480,6 +480,97 @@ fn the_dashboard_has_something_to_show_on_a_host_that_is_monitored() {
     assert!((0.3..0.9).contains(&value), "half of the GETs hit: {ratio}");
 }
 
+/// What a client sends that memcached does not know either.
+const NONSENSE: &str = "slabs automoove 1";
+
+#[test]
+fn every_command_says_who_emptied_the_cache_and_until_when_it_is_closed() {
+    if !can_run("every_command_says_who_emptied_the_cache_and_until_when_it_is_closed") {
+        return;
+    }
+    let bed = Bed::new("offender");
+    let memcached = Memcached::start(&bed.0.server, &[]);
+    bed.attach(&MEMORY);
+    let json = |args: &[&str]| -> Value {
+        serde_json::from_str(&bed.bmc(&[args, &["--json"]].concat())).expect("JSON")
+    };
+    let top = ["top", "--interval", "0.1", "--count", "1"];
+    // At first it was the attach, which no client can help.
+    let stats = json(&["stats"]);
+    assert_eq!(stats["offenders"][0]["reason"], "tool", "{stats}");
+    assert_eq!(stats["offenders"][0]["client"], Value::Null);
+    assert!(bed.bmc(&["status"]).contains("ago by bmc flush, attach or detach\n"));
+
+    let mut tcp = Tcp::connect(&bed.0.client, Net::SERVER4);
+    let client = tcp.address().to_string();
+    let flushes = stats["totals"]["flushes"].as_u64().expect("a number");
+    assert_eq!(tcp.command(NONSENSE), "ERROR");
+    let stats = json(&["stats"]);
+    let grown = stats["totals"]["flushes"].as_u64().expect("a number") - flushes;
+    assert_eq!((grown, &stats["totals"]["tcp_unparsed"]), (2, &Value::from(1)), "{stats}");
+    let all = stats["offenders"].as_array().expect("a list");
+    let reasons: Vec<_> = all.iter().map(|offender| &offender["reason"]).collect();
+    assert_eq!(reasons, ["answered", "unparsed", "tool"], "{stats}");
+    let offender = &all[1];
+    for (field, value) in [
+        ("client", Value::from(&*client)),
+        ("server", format!("{}:11211", Net::SERVER4).into()),
+        ("transport", "tcp".into()),
+        ("count", 1.into()),
+        ("text", format!("{NONSENSE}\\r\\n").into()),
+    ] {
+        assert_eq!(offender[field], value, "{field}: {offender}");
+    }
+    let ago = offender["ago_ms"].as_u64().expect("a number");
+    assert!(ago < 10_000, "{offender}");
+    assert_eq!(json(&["status"])["last_offender"]["client"], *client);
+    let line = json(&top);
+    assert_eq!(line["offenders"][1]["client"], *client, "{line}");
+    assert_eq!(line["closed"]["idle"], false, "{line}");
+
+    let who = format!("by {client} (not understood: \"{NONSENSE}\\r\\n\")\n");
+    let page = bed.bmc(&["status"]);
+    let row = page.lines().find(|line| line.starts_with("emptied "));
+    assert!(row.is_some_and(|row| format!("{row}\n").ends_with(&who)), "{page}");
+    let table = bed.bmc(&["stats"]);
+    let section = table.split("emptied by\n").nth(1).expect("a section");
+    let [first, error, second, nonsense, ..] = section.lines().collect::<Vec<_>>()[..] else {
+        panic!("{table}");
+    };
+    assert!(first.contains(&client), "{table}");
+    assert!(error.ends_with(":11211 (tcp): \"ERROR\\r\\n\""), "{table}");
+    assert!(second.ends_with(&format!(" {client}: not understood")), "{table}");
+    assert!(nonsense.ends_with(&format!(": \"{NONSENSE}\\r\\n\"")), "{table}");
+
+    // What is not over yet.
+    bed.bmc(&["flush"]);
+    assert_eq!(tcp.command("flush_all 100"), "OK");
+    let stats = json(&["stats"]);
+    let closed = &stats["closed"];
+    assert!(closed["left_ms"].as_u64().is_some_and(|left| (1..=1000).contains(&left)), "{closed}");
+    let due = closed["flush_all_ms"][0].as_u64().expect("it is told");
+    assert!((90_000..=101_000).contains(&due), "{closed}");
+    assert_eq!(closed["asleep"], false);
+    let shown = json(&["status"]);
+    assert!(shown["closed"]["flush_all_ms"][0].is_u64(), "{shown}");
+    let offender = &shown["last_offender"];
+    assert_eq!((&offender["reason"], &offender["client"]), (&"command".into(), &(*client).into()));
+    let (table, text) = (bed.bmc(&["stats"]), bed.bmc(&["status"]));
+    assert!(table.contains("\nclosed   "), "{table}");
+    for text in [&table, &text] {
+        assert!(text.contains("a flush_all takes effect in 1m "), "{text}");
+    }
+    assert!(text.contains(&format!("ago by {client} (flush_all)\n")), "{text}");
+
+    // A second later it is open, and says so.
+    let opens = || json(&["stats"])["closed"]["left_ms"] == Value::Null;
+    assert!(eventually(PATIENCE, opens));
+    drop(memcached);
+    let gone = || json(&["status"])["last_offender"]["reason"] == "gone";
+    assert!(eventually(PATIENCE, gone), "{}", json(&["status"]));
+    assert!(bed.bmc(&["status"]).contains("ago by port 11211 (memcached stopped listening)\n"));
+}
+
 /// A `bmc stats --watch --json` that runs.
 struct Watch {
     child: Child,

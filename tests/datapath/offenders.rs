@@ -39,7 +39,7 @@ use crate::scene::with_ipv4_options;
 const UNPARSED_DATAGRAM: Counts = &[("pass_command", 1), ("tcp_unparsed", 1), ("flushes", 1)];
 /// What `flush_all` counts.
 const FLUSHED: Counts = &[("write_requests", 1), ("flushes", 1)];
-/// Longer than the second within which the text of a client's first offence stays.
+/// Longer than a client has to be quiet until its text is noted anew.
 const LATER: Duration = Duration::from_millis(1100);
 
 impl Scene {
@@ -209,7 +209,7 @@ fn a_storm_of_one_client_is_one_record() {
     assert_eq!(all.len(), 2, "{all:#?}");
     assert_eq!(all.iter().map(|offender| offender.count).max(), Some(1000));
 
-    // Each second it says anew what is not understood.
+    // After a pause it says anew what is not understood.
     sleep(LATER);
     scene.bmc.receive(&frame("nonsense now\r\n"));
     let last = &scene.offenders()[0];
