@@ -161,11 +161,11 @@ impl Report {
 impl Closed {
     fn of(global: &bmc_global, now: u64) -> Self {
         let left = |until: &u64| Duration::from_nanos(until.saturating_sub(now));
-        let idle = global.quarantine == u64::MAX;
+        let idle = global.hold.until == u64::MAX;
         Self {
             idle,
             asleep: global.word & DIRTY != 0,
-            learning: (!idle && global.quarantine > now).then(|| left(&global.quarantine)),
+            learning: (!idle && global.hold.until > now).then(|| left(&global.hold.until)),
             flushes: global.due.iter().filter(|due| **due + LAG > now).map(left).collect(),
         }
     }
@@ -354,6 +354,7 @@ fn copies(map: &impl MapCore) -> Result<Vec<bmc_offender>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skel::types::bmc_hold;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -476,7 +477,7 @@ mod tests {
         assert_eq!(Closed::default().lines(), Vec::<String>::new());
         let global = bmc_global {
             word: 1 << 17 | 2,
-            quarantine: now + SECOND / 2,
+            hold: bmc_hold { until: now + SECOND / 2, ..open.hold },
             due: [now + 60 * SECOND, now - 3 * SECOND],
             ..open
         };
@@ -484,7 +485,10 @@ mod tests {
         assert_eq!(closed.learning, Some(Duration::from_millis(500)));
         assert_eq!(closed.flushes, [Duration::from_secs(60)], "the other one is over");
         assert!(closed.asleep && !closed.idle);
-        let idle = Closed::of(&bmc_global { quarantine: u64::MAX, ..open }, now);
+        let idle = Closed::of(
+            &bmc_global { hold: bmc_hold { until: u64::MAX, ..open.hold }, ..open },
+            now,
+        );
         assert_eq!(idle, Closed { idle: true, ..Closed::default() });
         let header = include_str!("../bpf/expiry.bpf.h");
         assert!(header.contains(&format!("CLOCK_LAG = {},", LAG / SECOND)));

@@ -712,18 +712,25 @@ static __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket)
 	return 0;
 }
 
-static void flush_all(struct bmc_stats *st, __u64 until)
+static void flush_all_held(struct __sk_buff *skb, struct bmc_scratch *s,
+			   struct bmc_stats *st, __u64 until, __u64 ticket,
+			   enum bmc_flush_reason reason)
 {
+	(void)skb;
+	(void)s;
 	(void)st;
 	(void)until;
+	(void)ticket;
+	(void)reason;
 	if (dids < EVENTS_MAX)
 		did[dids++] = (struct event){ .flush = true, .from = packet_nr };
 }
 
-static void flush_all_held(struct bmc_stats *st, __u64 until, __u64 ticket)
+static void flush_all(struct __sk_buff *skb, struct bmc_scratch *s,
+		      struct bmc_stats *st, __u64 until,
+		      enum bmc_flush_reason reason)
 {
-	(void)ticket;
-	flush_all(st, until);
+	flush_all_held(skb, s, st, until, 0, reason);
 }
 
 static struct bmc_flow flow;
