@@ -62,6 +62,7 @@ use crate::skel::types::bmc_prefix4;
 use crate::skel::types::bmc_prefix6;
 use crate::stats;
 use crate::system;
+use crate::translation;
 
 /// Sources that are answered unless `--allow` says otherwise: the private,
 /// link-local, loopback and unique-local networks.
@@ -103,6 +104,7 @@ pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
         check_memory(args.memory)?;
     }
     memcached::check(&args.interfaces, &args.ports())?;
+    translation::check(&args.ports())?;
     let config = loading.configure(args, kept.as_ref())?;
     let skel = loading.load()?;
 

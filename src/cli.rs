@@ -25,7 +25,7 @@ use crate::bench::cases::Case;
 use crate::layout;
 
 /// How many `struct bmc_config` has room for.
-const PORTS_MAX: usize = 16;
+pub const PORTS_MAX: usize = 16;
 const ALLOW_MAX: usize = 32; // for each address family
 
 const INSTANCE_MAX: usize = 128;

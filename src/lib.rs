@@ -23,4 +23,5 @@ pub mod skel;
 pub mod stats;
 pub mod system;
 pub mod top;
+pub mod translation;
 pub mod workers;

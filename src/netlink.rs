@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Questions by netlink that libbpf does not ask: the interfaces and filters of
-//! rtnetlink, the features and channels of ethtool. Nothing here changes anything.
+//! rtnetlink, the features and channels of ethtool, the rules and connections of
+//! netfilter. Nothing here changes anything.
 //!
 //! Of the answers, only what is wanted is read: nothing else in them, which may be of
 //! a later kernel, can make a question fail.
@@ -25,7 +26,9 @@ use netlink_packet_core::NlasIterator;
 use netlink_sys::Socket;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_GENERIC;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
 
 /// A message of any family.
 struct Message<const HEAD: usize> {
@@ -60,8 +63,8 @@ impl<const HEAD: usize> NetlinkDeserializable for Message<HEAD> {
 }
 
 /// Attributes, each with its length and its kind before it.
-#[derive(Default)]
-struct Attributes(Vec<u8>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// A single one.
@@ -72,8 +75,14 @@ impl Attributes {
         Self(bytes)
     }
 
+    /// As the kernel has sent them.
+    #[cfg(test)]
+    pub(crate) fn recorded(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
     /// The values of all of a kind, up to what is malformed.
-    fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
         let attributes = NlasIterator::new(&self.0[..]).map_while(Result::ok);
         attributes.filter(move |attribute| attribute.kind() == kind).map(|attribute| {
             let end = usize::from(attribute.length());
@@ -81,12 +90,27 @@ impl Attributes {
         })
     }
 
-    fn nested(&self, kind: u16) -> Self {
+    /// The first value of a kind.
+    pub(crate) fn first(&self, kind: u16) -> Option<&[u8]> {
+        self.all(kind).next()
+    }
+
+    pub(crate) fn nested(&self, kind: u16) -> Self {
         Self(self.all(kind).collect::<Vec<_>>().concat())
     }
 
+    /// Each list of attributes of a kind, apart.
+    pub(crate) fn lists(&self, kind: u16) -> impl Iterator<Item = Self> {
+        self.all(kind).map(|list| Self(list.into()))
+    }
+
+    /// A number as netfilter writes it.
+    pub(crate) fn big_endian(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.first(kind)?.try_into().ok()?))
+    }
+
     fn number(&self, kind: u16) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.all(kind).next()?.try_into().ok()?))
+        Some(u32::from_ne_bytes(self.first(kind)?.try_into().ok()?))
     }
 
     /// The index of an interface; 0 stands for none.
@@ -94,8 +118,8 @@ impl Attributes {
         self.number(kind).and_then(|index| index.try_into().ok()).filter(|index| *index != 0)
     }
 
-    fn text(&self, kind: u16) -> Option<String> {
-        self.all(kind).next().map(text)
+    pub(crate) fn text(&self, kind: u16) -> Option<String> {
+        self.first(kind).map(text)
     }
 }
 
@@ -386,6 +410,43 @@ fn generic(family: u16, command: u8, attributes: Attributes) -> io::Result<Attri
     let question = Message { kind: family, head: [command, VERSION, 0, 0], attributes };
     let answer = ask(NETLINK_GENERIC, 0, question)?.pop();
     answer.map(|answer| answer.attributes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// A part of netfilter that answers by netlink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subsystem {
+    /// The connections that are tracked.
+    Conntrack = 1,
+    /// nftables, and with it the iptables that are built on it.
+    Nftables = 10,
+}
+
+/// What netfilter lists when it is asked by `message`: the family and the attributes
+/// of each object. Nothing where the kernel has no such subsystem.
+///
+/// # Errors
+///
+/// If the kernel refuses, as it does without `CAP_NET_ADMIN`.
+pub(crate) fn netfilter(
+    subsystem: Subsystem,
+    message: u8,
+    family: u8,
+    arguments: &[(u16, &[u8])],
+) -> io::Result<Vec<(u8, Attributes)>> {
+    let arguments = arguments.iter().flat_map(|(kind, value)| Attributes::one(*kind, value).0);
+    // A struct nfgenmsg.
+    let question = Message {
+        kind: (subsystem as u16) << 8 | u16::from(message),
+        head: [family, 0, 0, 0],
+        attributes: Attributes(arguments.collect()),
+    };
+    match ask(NETLINK_NETFILTER, NLM_F_DUMP, question) {
+        Ok(all) => Ok(all.into_iter().map(|m| (m.head[0], m.attributes)).collect()),
+        Err(err) => match err.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EINVAL | Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP) => Ok(Vec::new()),
+            _ => Err(err),
+        },
+    }
 }
 
 #[cfg(test)]

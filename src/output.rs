@@ -24,6 +24,8 @@ use crate::kernel::ProgInfo;
 use crate::offenders::Report;
 use crate::skel::types::bmc_config;
 use crate::system;
+use crate::translation;
+use crate::translation::Unwatched;
 
 /// What has the kernel measure how long programs run.
 pub const MEASURE: &str = "sysctl kernel.bpf_stats_enabled=1";
@@ -129,6 +131,7 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "interfaces": interfaces_json(&instance.interfaces()?),
         "loopback": instance.watches_loopback()?,
         "ports": ports(cfg),
+        "unwatched": unwatched(instance, cfg).map(|all| unwatched_json(&all, &ports(cfg))),
         "max_age_ms": cfg.max_age / 1_000_000,
         "unknown_ttl_ms": cfg.unknown_ttl / 1_000_000,
         "allow": allowed(cfg),
@@ -139,6 +142,18 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "closed": report.closed.to_json(),
         "last_offender": report.last_json(),
     }))
+}
+
+/// Ports that are translated to those that are watched, and are not; None for those of
+/// another network namespace.
+fn unwatched(instance: &Instance, cfg: &bmc_config) -> Option<Vec<Unwatched>> {
+    instance.dir.is_here().then(|| translation::look(&ports(cfg)).unwatched)
+}
+
+fn unwatched_json(all: &[Unwatched], ports: &[u16]) -> Value {
+    let object =
+        |one: &Unwatched| json!({ "what": one.what(), "by": one.by, "remedy": one.remedy(ports) });
+    all.iter().map(object).collect()
 }
 
 /// What a cache does, as in `status --json`, where being asleep has a field of its own.
@@ -205,8 +220,12 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     }
     row("max age", &span(Duration::from_nanos(cfg.max_age)));
     row("unknown ttl", &span(Duration::from_nanos(cfg.unknown_ttl)));
-    let ports: Vec<_> = ports(cfg).iter().map(ToString::to_string).collect();
-    row("ports", &ports.join(" "));
+    let watched = ports(cfg);
+    let list: Vec<_> = watched.iter().map(ToString::to_string).collect();
+    row("ports", &list.join(" "));
+    for one in unwatched(instance, cfg).unwrap_or_default() {
+        row("unwatched", &format!("{one}: {}", one.remedy(&watched)));
+    }
     for (i, line) in allowed(cfg).chunks(4).enumerate() {
         row(if i == 0 { "allow" } else { "" }, &line.join(" "));
     }

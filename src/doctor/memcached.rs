@@ -26,7 +26,6 @@ use super::Findings;
 use super::Level;
 use super::Patient;
 use super::bmc;
-use crate::cli;
 use crate::instance;
 use crate::instance::ports;
 use crate::memcached;
@@ -106,10 +105,7 @@ impl Memcacheds {
         let mut all = Self {
             bmc: patient.bmc.clone(),
             is_attached: patient.own.is_some(),
-            watched: match patient.own.as_ref().and_then(|own| own.config().ok()) {
-                Some(config) => ports(&config),
-                None => cli::Attach::with(&[]).map_or(Vec::new(), |args| args.ports),
-            },
+            watched: patient.watched(),
             answered: answered(),
             datagrams: datagrams(),
             ..Default::default()
