@@ -180,6 +180,11 @@ impl Tcp {
     pub fn connect(namespace: &Namespace, server: IpAddr) -> Self {
         let stream =
             namespace.within(|| TcpStream::connect((server, PORT))).expect("memcached accepts");
+        Self::on(stream)
+    }
+
+    /// The same on a connection that is there.
+    pub fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("an option of TCP");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option of sockets");
         Self(BufReader::new(stream))
@@ -334,14 +339,19 @@ pub struct Udp {
 impl Udp {
     /// Opens one inside a namespace.
     pub fn connect(namespace: &Namespace, server: IpAddr) -> Self {
-        let any: IpAddr = match server {
+        Self::connect_to(namespace, SocketAddr::new(server, PORT))
+    }
+
+    /// The same to any port.
+    pub fn connect_to(namespace: &Namespace, server: SocketAddr) -> Self {
+        let any: IpAddr = match server.ip() {
             IpAddr::V4(_) => IpAddr::from([0; 4]),
             IpAddr::V6(_) => IpAddr::from([0_u16; 8]),
         };
         let socket = namespace
             .within(|| {
                 let socket = UdpSocket::bind((any, 0))?;
-                socket.connect((server, PORT))?;
+                socket.connect(server)?;
                 io::Result::Ok(socket)
             })
             .expect("a UDP socket");
