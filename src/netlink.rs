@@ -29,6 +29,8 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
+use nix::libc::MSG_PEEK;
+use nix::libc::MSG_TRUNC;
 
 /// A message of any family.
 struct Message<const HEAD: usize> {
@@ -145,8 +147,15 @@ fn ask<const HEAD: usize>(
     socket.send(&bytes, 0)?;
 
     let mut answers = Vec::new();
+    // The kernel puts as much of a list into a packet as has been asked for once, but no
+    // more than this.
+    let mut packet = Vec::with_capacity(32 << 10);
     loop {
-        let (packet, _) = socket.recv_from_full()?;
+        packet.clear();
+        let size = socket.recv(&mut packet, MSG_PEEK | MSG_TRUNC)?;
+        packet.clear();
+        packet.reserve(size);
+        socket.recv(&mut packet, 0)?;
         let mut rest = &packet[..];
         while !rest.is_empty() {
             let message = NetlinkMessage::<Message<HEAD>>::deserialize(rest)
