@@ -59,7 +59,7 @@ fn read(text: &str) -> Vec<Translation> {
     all
 }
 
-/// As in "0A600001:2BCB" or "[fd00:0000:0000:0000:0000:0000:0000:0001]:2BCB".
+/// As in `0A600001:2BCB` or `[fd00:0000:0000:0000:0000:0000:0000:0001]:2BCB`.
 fn read_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.rsplit_once(':')?;
     let v6 = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
