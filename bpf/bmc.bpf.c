@@ -138,7 +138,7 @@ static __always_inline bool tcp_payload(struct bmc_scratch *s)
 	s->text = s->l4 + head;
 	s->text_len = len;
 	window_empty(&s->window);
-	return len || s->tcp.flags & (TCP_FIN | TCP_RST);
+	return len || s->tcp.flags & (TCP_FIN | TCP_RST | TCP_URG);
 }
 
 SEC("tc")

@@ -53,6 +53,7 @@
 enum {
 	TCP_FIN = 0x01,
 	TCP_RST = 0x04,
+	TCP_URG = 0x20,
 	STEPS_MAX = 8192, /* commands of one packet: GRO makes them 64 KiB long */
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
@@ -602,11 +603,15 @@ static __always_inline bool flow_start(struct bmc_flow *flow,
  * The flow is what another connection has left, whose client had the same
  * address and port: memcached's socket is new, and this its first segment.
  */
-static __always_inline void flow_restart(struct bmc_flow *flow)
+static __always_inline void flow_restart(struct bmc_flow *flow, __u32 seq)
 {
+	/* An ACK with URG may have come before. */
+	bool urgent = flow->urgent && flow->urgent_end - seq - 1 <= 0xffff;
+
 	if (!turn_take(&flow->out_turn))
 		return;
 	flow_reset(flow);
+	flow->urgent = urgent;
 	turn_end(&flow->out_turn);
 }
 
@@ -682,6 +687,32 @@ static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
 }
 
 /*
+ * A segment with URG, on data or alone, points at a byte of this segment or of a
+ * later one. memcached does not read that byte (it sets no SO_OOBINLINE), unless a
+ * later pointer comes before it has read so far: then it does. Up to that byte nobody
+ * knows what memcached reads, so the stream is lost.
+ */
+static __always_inline void flow_urge(struct bmc_flow *flow,
+				      const struct bmc_scratch *s)
+{
+	/* The byte before that, or that one: net.ipv4.tcp_stdurg. */
+	__u32 end = bpf_ntohl(s->tcp.seq) + bpf_ntohs(s->tcp.urg_ptr) + 1;
+
+	if (!flow->urgent || (__s32)(end - flow->urgent_end) > 0)
+		flow->urgent_end = end;
+	flow->urgent = true;
+}
+
+/* Whether what starts here may hold such a byte. */
+static __always_inline bool flow_is_urgent(struct bmc_flow *flow, __u32 seq)
+{
+	if (likely(!flow->urgent))
+		return false;
+	flow->urgent = (__s32)(flow->urgent_end - seq) > 0;
+	return flow->urgent;
+}
+
+/*
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
@@ -714,7 +745,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 		if (!s->received && seq == s->rcv_nxt &&
 		    (idle ||
 		     (found == SOCKET_FULL && flow->mode != FLOW_FOLLOWED)))
-			flow_restart(flow);
+			flow_restart(flow, seq);
 		if (flow->mode == FLOW_NEW)
 			w->opens = flow_start(flow, s, seq, now);
 		else if (flow_may_wake(flow, s) && found == SOCKET_FULL)
@@ -787,6 +818,8 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	flow->in_seen = flow->out_next;
 	flow->in_last = now;
 	flow->in_next = seq + len;
+	if (flow_is_urgent(flow, seq))
+		w->lost = true;
 	if (w->lost)
 		return false;
 	w->followed = flow->mode == FLOW_FOLLOWED && !s->asleep;
@@ -861,7 +894,7 @@ static __always_inline bool flow_goes_on(struct bmc_flow *flow,
 	    seq != flow->in_next ||
 	    flow->in_skip | flow->in_part | flow->binary | flow->deep |
 		    flow->guess ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST | TCP_URG) ||
 	    now - flow->in_last > BMC_APPLY_NS)
 		return false;
 	flow->in_last = now;
@@ -1030,6 +1063,10 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + w->lag,
 			  FLUSH_UNPARSED);
 	}
+	if (unlikely(s->tcp.flags & TCP_URG)) {
+		flow_urge(flow, s);
+		w->lost = true;
+	}
 	if (w->lost) {
 		st->tcp_unparsed++;
 		flow->guess = false;
@@ -1060,7 +1097,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 	bool next;
 
 	s->asleep = cache_sleeps();
-	if (unlikely(!flow && s->text_len))
+	if (unlikely(!flow && (s->text_len || s->tcp.flags & TCP_URG)))
 		flow = flow_new(skb, s);
 	if (likely(flow)) {
 		next = flow_goes_on(flow, s);
@@ -1069,7 +1106,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 			turn_end(&flow->in_turn);
 		else
 			flow_in_any(skb, s, flow, next);
-	} else if (s->text_len && !s->dead) {
+	} else if (!s->dead && (s->text_len || s->tcp.flags & TCP_URG)) {
 		st = stats();
 		if (!st)
 			return;

@@ -333,10 +333,11 @@ struct bmc_flow {
 
 	/* Of the way to memcached too, but seldom used. */
 	__u32 guessed; /* bytes that do not contradict the guess */
+	__u32 loose; /* `answered` when the last one that is not in the ring is done */
 	bool loose_open; /* there are commands that are owed and not in the ring */
 	bool loose_quiet; /* quiet meta commands among them */
 	bool loose_meta; /* other meta commands among them */
-	__u8 pad[57];
+	__u8 pad[53];
 
 	struct bmc_owed owed[BMC_OWED];
 
@@ -352,8 +353,8 @@ struct bmc_flow {
 	__u64 in_hash; /* of the key whose data block goes on */
 	__u32 found; /* segments of whole commands, while its stream is lost */
 	__u32 asked; /* commands that get a reply */
-	__u32 loose; /* `answered` when the last one that is not in the ring is done */
-	__u8 in_pad[4];
+	__u32 urgent; /* a segment with URG came, see flow_is_urgent() */
+	__u32 urgent_end; /* sequence number behind the byte that it points at */
 	__u8 in_line[LINE_MAX];
 
 	__u32 out_turn;

@@ -21,10 +21,12 @@ use nix::sched::sched_getaffinity;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::sys::socket::AddressFamily;
+use nix::sys::socket::MsgFlags;
 use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::bind;
+use nix::sys::socket::send;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt::RcvBufForce;
@@ -198,6 +200,12 @@ impl Tcp {
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).expect("the connection is open");
+    }
+
+    /// Sends bytes of which the last is urgent, and so not read by memcached.
+    pub fn send_urgent(&mut self, bytes: &[u8]) {
+        let sent = send(self.0.get_ref().as_raw_fd(), bytes, MsgFlags::MSG_OOB);
+        assert_eq!(sent, Ok(bytes.len()), "the connection is open");
     }
 
     /// Reads one line, without its end.

@@ -169,6 +169,7 @@ pub(crate) const PSH_ACK: u8 = 0x18;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const FIN_ACK: u8 = 0x19;
 pub(crate) const SYN: u8 = 0x02;
+pub(crate) const URG: u8 = 0x20;
 
 /// A memcached datagram: the frame header and a text.
 pub(crate) fn datagram(id: u16, text: &[u8]) -> Vec<u8> {
