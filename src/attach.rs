@@ -91,6 +91,7 @@ pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
     }
     let targets = targets(args)?;
     for target in &targets {
+        check_link(&target.device)?;
         check_conflicts(target, name, old.as_ref())?;
     }
 
@@ -212,14 +213,29 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// See [`netlink::Link::drops_replies`].
-fn drops_replies(device: &Device) -> Result<Option<bool>> {
+/// None if it is gone meanwhile: attaching says so.
+fn link(device: &Device) -> Result<Option<netlink::Link>> {
     match netlink::link(device.index) {
-        Ok(link) => Ok(link.drops_replies()),
-        // Gone meanwhile: attaching says so.
-        Err(err) if err.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(Some(false)),
+        Ok(link) => Ok(Some(link)),
+        Err(err) if err.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
         Err(err) => Err(err).with_context(|| format!("cannot look at {}", device.first_name)),
     }
+}
+
+/// Fails if the programs could not read what comes by there.
+fn check_link(device: &Device) -> Result<()> {
+    if link(device)?.is_some_and(|link| link.is_bare) {
+        bail!(
+            "{} has packets without an Ethernet header, which bmc does not read",
+            device.first_name
+        );
+    }
+    Ok(())
+}
+
+/// See [`netlink::Link::drops_replies`].
+fn drops_replies(device: &Device) -> Result<Option<bool>> {
+    Ok(link(device)?.map_or(Some(false), |link| link.drops_replies()))
 }
 
 fn xdp(device: &Device) -> Result<Xdp> {

@@ -185,6 +185,8 @@ pub struct Link {
     pub name: String,
     /// Whether it was set up.
     pub is_up: bool,
+    /// Whether its packets have no Ethernet header, as those of many tunnels.
+    pub is_bare: bool,
     /// Whether there is a network at it.
     pub has_carrier: bool,
     /// The largest packet that it takes, without the link-layer header; bytes.
@@ -238,6 +240,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Its index, if it is in this network namespace.
+    pub fn here(self) -> Option<i32> {
+        self.netns.is_none().then_some(self.index)
+    }
+
     /// Whether it has an XDP program of its own, in its driver.
     fn has_xdp(self) -> io::Result<bool> {
         const XDP: u16 = 43; // IFLA_*
@@ -264,6 +271,8 @@ impl Link {
     }
 
     fn read(message: &Message<IFINFOMSG>) -> Self {
+        const ETHER: u16 = 1; // ARPHRD_*
+        const LOOPBACK: u16 = 772;
         const UP: u32 = 1 << 0; // IFF_*
         const LOWER_UP: u32 = 1 << 16;
         const NAME: u16 = 3; // IFLA_IFNAME, and the other IFLA_*
@@ -277,7 +286,7 @@ impl Link {
         const KIND: u16 = 1; // IFLA_INFO_*
         const SLAVE_KIND: u16 = 4;
 
-        let [_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.head;
+        let [_, _, t0, t1, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.head;
         let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
         let attributes = &message.attributes;
         let info = attributes.nested(LINKINFO);
@@ -287,6 +296,7 @@ impl Link {
         Self {
             index: i32::from_ne_bytes([i0, i1, i2, i3]),
             name: attributes.text(NAME).unwrap_or_default(),
+            is_bare: ![ETHER, LOOPBACK].contains(&u16::from_ne_bytes([t0, t1])),
             is_up: flags & UP != 0,
             has_carrier: flags & LOWER_UP != 0,
             mtu: attributes.number(MTU).unwrap_or_default(),
@@ -491,7 +501,7 @@ mod tests {
             attributes(&[(4, &[1, 2]), (3, b"eth0\0"), (999, &[9; 3]), (10, &[7, 0, 0, 0])]);
         odd.0.extend([200, 0, 5, 0]);
         let mut head = [0; IFINFOMSG];
-        (head[4], head[8]) = (3, 1);
+        (head[2], head[4], head[8]) = (1, 3, 1);
         let link = Link::read(&Message { kind: 16, head, attributes: odd });
         let (index, name, master) = (3, "eth0".into(), Some(7));
         assert_eq!(link, Link { index, name, is_up: true, master, ..Default::default() });
