@@ -45,6 +45,7 @@ const volatile struct bmc_config cfg;
 #include "table.bpf.h"
 #include "sleep.bpf.h"
 #include "flow.bpf.h"
+#include "chain.bpf.h"
 #include "serve.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -81,6 +82,8 @@ static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
 	found = tc_packet(skb, s, way);
 	if (found == PACKET_SHORT && tc_linear(skb, HEADERS_LINEAR))
 		found = tc_packet(skb, s, way);
+	if (found == PACKET_CHAIN)
+		return tc_headers(skb, s, way);
 	return found == PACKET_SHORT ? PACKET_OTHER : found;
 }
 
@@ -160,6 +163,9 @@ int bmc_rx_tc(struct __sk_buff *skb)
 	if (found == PACKET_OTHER || !st)
 		return TC_ACT_UNSPEC;
 	s->text_len = 0;
+	/* Never made linear: older kernels cannot take it apart then. */
+	if (found == PACKET_UDP && unlikely(skb->gso_size))
+		found = -COUNTER(pass_gso);
 	if (found == PACKET_UDP) {
 		tc_linear(skb, skb->len);
 		found = tc_request(skb, s);

@@ -168,6 +168,7 @@ struct bmc_stats {
 	__u64 pass_address;
 	__u64 pass_fragment;
 	__u64 pass_header;
+	__u64 pass_gso;
 	__u64 pass_length;
 	__u64 pass_checksum;
 	__u64 pass_frame;
@@ -188,7 +189,8 @@ struct bmc_stats {
 	__u64 fill_expiry;
 	/* Writes of which bmc could not follow the reply. */
 	__u64 write_untracked;
-	/* TCP: what had to be taken for a change of any key. */
+	/* What had to be taken for a change of any key. */
+	__u64 packet_unparsed;
 	__u64 tcp_unparsed;
 	__u64 tcp_unfollowed;
 	__u64 tcp_unmatched;

@@ -210,6 +210,19 @@ struct {
 	__type(value, struct bmc_quarantine);
 } bmc_quarantine SEC(".maps");
 
+/*
+ * When the first fragment of a datagram or segment to memcached came, ns: see
+ * chain.bpf.h. Many share a cell, which only makes it stricter.
+ */
+enum { BMC_FRAGMENTS = 1 << 12 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, BMC_FRAGMENTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} bmc_fragments SEC(".maps");
+
 /* Who has asked memcached and was not answered yet: see lease.bpf.h. Aligned as the
  * index is.
  */
@@ -491,11 +504,25 @@ struct bmc_scratch {
 	__u64 size; /* XDP only */
 	__u64 head[HEAD_MAX / 8]; /* its first bytes; of most three words */
 	__u32 ip; /* offset of the IP header */
+	__u32 proto; /* what is there, as Ethernet has it */
 	__u32 ip_first; /* the IP header's first four bytes */
 	__u32 ip_id;
 	__u32 ip_csum; /* the sum over the IP header: 0xffff if it is whole */
 	__u32 l4; /* offset of the UDP or TCP header */
 	__u32 l4_len; /* UDP or TCP header and payload */
+	/* See chain.bpf.h. */
+	__u32 header; /* which one is at l4 */
+	__u32 fragment; /* enum fragment */
+	__u32 fragment_id; /* as on the wire */
+	bool routed; /* a routing header came before */
+	/* Of a packet with one UDP header, which the stack takes apart. */
+	struct datagrams {
+		__u32 first; /* where the first one starts: memcached's header */
+		__u32 at; /* the next one */
+		__u32 end; /* of the last one */
+		__u32 size; /* of each but the last */
+		bool unsure; /* perhaps it is one, and not these */
+	} datagrams;
 	struct tcphdr tcp;
 	__u64 udp; /* the UDP header */
 	__u64 datagram; /* memcached's own, behind it */

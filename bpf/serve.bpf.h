@@ -431,6 +431,11 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 				       struct bmc_scratch *s,
 				       struct bmc_stats *st, int why)
 {
+	if (why == COUNTER(pass_gso) || why == COUNTER(pass_header)) {
+		st->pass_header += why == COUNTER(pass_header);
+		walk_datagrams(skb, s, st);
+		return;
+	}
 	count(st, why);
 	if (!s->text_len) {
 		/* It does not get there, or is one of several, which memcached
@@ -517,6 +522,9 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 		goto refuse;
 	if (!tc_before(skb, off + len, &frame) ||
 	    frame >> 8 != (TEXT_CRLF | TEXT_END << 16))
+		goto refuse;
+	/* memcached sends no several datagrams at once: their headers would be in it. */
+	if (skb->gso_size)
 		goto refuse;
 	switch (cache_fill(skb, s, off, at + 2)) {
 	case FILL_DONE:

@@ -30,7 +30,7 @@ use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 43] = [
+pub const COUNTERS: [(&str, &str); 45] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -53,7 +53,8 @@ pub const COUNTERS: [(&str, &str); 43] = [
     ("pass_source", "client not within --allow"),
     ("pass_address", "multicast, or no address to answer to"),
     ("pass_fragment", "IP fragment"),
-    ("pass_header", "IP options or extension headers"),
+    ("pass_header", "IP options, extension headers or more than two VLAN tags"),
+    ("pass_gso", "several datagrams in one packet, as GRO and GSO make them"),
     ("pass_length", "lengths that do not agree"),
     ("pass_checksum", "wrong UDP checksum"),
     ("pass_frame", "request of several datagrams, or no memcached frame"),
@@ -71,6 +72,7 @@ pub const COUNTERS: [(&str, &str); 43] = [
     ("fill_admission", "everything in its place was in more demand"),
     ("fill_expiry", "the item was about to end"),
     ("write_untracked", "Writes whose reply cannot be followed"),
+    ("packet_unparsed", "Packets with headers that bmc cannot look behind: IPsec, or too many"),
     ("tcp_unparsed", "Packets with a command that is not known, or behind a gap"),
     ("tcp_unfollowed", "TCP packets to memcached without a connection to follow"),
     ("tcp_unmatched", "TCP packets of memcached that answer no command"),

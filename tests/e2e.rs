@@ -45,8 +45,10 @@ use common::run;
 use common::total;
 use packet::Flow;
 use packet::datagram;
+use packet::ipv6_fragments;
 use packet::part;
 use packet::room;
+use packet::with_ipv6_extension;
 
 /// Long enough for a packet that should not come.
 const A_WHILE: Duration = Duration::from_millis(50);
@@ -640,6 +642,189 @@ fn ends_an_entry_with_its_item(name: &str, path: Path) {
     }
     assert!(given > 0);
     assert_eq!(bed.bmc.total("fill_refusals.expiry"), refused + given);
+}
+
+/// What makes several datagrams one packet at the server: the client, or the server's
+/// own GRO of what comes in a row.
+const TOGETHER: [(&str, &[&str], &[&str]); 4] = [
+    ("tc", &["tx-udp-segmentation", "on"], &["gro", "off"]),
+    ("generic", &["tx-udp-segmentation", "on"], &["gro", "off"]),
+    ("tc", &["tx-udp-segmentation", "off"], &["gro", "on", "rx-udp-gro-forwarding", "on"]),
+    ("tc", &["tx-udp-segmentation", "off"], &["gro", "on", "rx-gro-list", "on"]),
+];
+
+#[test]
+fn sees_each_datagram_of_a_packet() {
+    let name = "sees_each_datagram_of_a_packet";
+    if !can_run(name) {
+        return;
+    }
+    for (mode, client, server) in TOGETHER {
+        for address in [Net::SERVER4, Net::SERVER6] {
+            let net = Rc::new(Net::new(name));
+            for (namespace, offloads) in [(&net.client, client), (&net.server, server)] {
+                run(namespace.command("ethtool").args(["-K", Net::DEVICE]).args(offloads));
+            }
+            let path = Path { mode, server: address };
+            let mut bed = Bed::on(net, path, LASTING);
+            bed.warm_up();
+            let what = format!("{path} {server:?}");
+            check_datagrams_of_a_packet(&mut bed, &what);
+        }
+    }
+}
+
+fn check_datagrams_of_a_packet(bed: &mut Bed, what: &str) {
+    const PACKETS: u64 = 50;
+    const EACH: u16 = 40;
+    let text = |id: u16, text: &str| datagram(id, text.as_bytes());
+    for key in ["k1", "k2"] {
+        bed.tcp.set(key, 0, b"v");
+        bed.fill(key);
+    }
+    let before = bed.bmc.stats();
+    for _ in 0..PACKETS {
+        let gets: Vec<_> = (0..EACH).map(|id| text(id, "get k1\r\n")).collect();
+        bed.udp.send_together(&gets);
+        let mut ids: HashSet<u16> = (0..EACH).collect();
+        while !ids.is_empty() {
+            let reply = bed.udp.receive(PATIENCE).expect("memcached answers each GET");
+            assert_eq!(&reply[8..], b"VALUE k1 0 1\r\nv\r\nEND\r\n");
+            assert!(ids.remove(&u16::from_be_bytes([reply[0], reply[1]])));
+        }
+    }
+    let after = bed.bmc.stats();
+    let counted = |name| total(&after, name) - total(&before, name);
+    let together = counted("passes.gso");
+    // What did not get into one is answered.
+    assert!(together > PACKETS * u64::from(EACH) / 2, "{what}: {after}");
+    assert_eq!((counted("flushes"), counted("tcp_unparsed")), (0, 0), "{what}: {after}");
+    bed.expect(Kernel, "k1");
+
+    // A write behind what is no command of its own, and one whose id looks like one.
+    for first in [text(1, "get k1 more "), text(1, "get others\r\n")] {
+        for key in ["k1", "k2"] {
+            bed.tcp.set(key, 0, b"v");
+            bed.fill(key);
+        }
+        let together = bed.bmc.total("passes.gso");
+        bed.udp.send_together(&[first, text(0x6d6e, "delete k1\r\n")]);
+        let mut deleted = false;
+        while let Some(reply) = bed.udp.receive(A_WHILE) {
+            deleted |= &reply[8..] == b"DELETED\r\n";
+        }
+        assert!(deleted, "{what}");
+        assert_eq!(bed.bmc.total("passes.gso"), together + 2, "{what}");
+        assert_eq!(bed.udp.get("k1").text, b"END\r\n", "{what}: {}", bed.bmc.stats());
+    }
+}
+
+/// XDP in the driver comes before whatever puts datagrams together.
+#[test]
+fn answers_in_the_driver_what_would_come_together_behind_it() {
+    let name = "answers_in_the_driver_what_would_come_together_behind_it";
+    if !can_run(name) {
+        return;
+    }
+    let net = Rc::new(Net::new(name));
+    let offloads = ["-K", Net::DEVICE, "gro", "on", "rx-udp-gro-forwarding", "on"];
+    run(net.server.command("ethtool").args(offloads));
+    let mut bed = Bed::on(net, Path { mode: "native", server: Net::SERVER4 }, LASTING);
+    bed.warm_up();
+    bed.tcp.set("k", 0, b"v");
+    bed.fill("k");
+    let hits = bed.bmc.total("hits");
+    let gets: Vec<_> = (0..40).map(|id| datagram(id, b"get k\r\n")).collect();
+    bed.udp.send_together(&gets);
+    for _ in &gets {
+        let reply = bed.udp.receive(PATIENCE).expect("bmc answers each GET");
+        assert_eq!(&reply[8..], b"VALUE k 0 1\r\nv\r\nEND\r\n");
+    }
+    assert_eq!(bed.bmc.total("hits"), hits + 40, "{}", bed.bmc.stats());
+    assert_eq!(bed.bmc.total("passes.gso"), 0);
+}
+
+#[test]
+fn forgets_what_urgent_data_may_have_changed() {
+    let name = "forgets_what_urgent_data_may_have_changed";
+    if !can_run(name) {
+        return;
+    }
+    for mode in ["native", "tc"] {
+        let mut bed = Bed::new(name, Path { mode, server: Net::SERVER4 }, LASTING);
+        bed.warm_up();
+        for first in [&[&b"delete q"[..], b"X"][..], &[b"delete qX"]] {
+            bed.tcp.set("q1", 0, b"v");
+            bed.fill("q1");
+            let mut tcp = Tcp::connect(&bed.net.client, Net::SERVER4);
+            for text in first {
+                if text.ends_with(b"X") {
+                    tcp.send_urgent(text);
+                } else {
+                    tcp.send(text);
+                    thread::sleep(A_WHILE);
+                }
+            }
+            thread::sleep(A_WHILE);
+            let unparsed = bed.bmc.total("tcp_unparsed");
+            assert!(unparsed > 0, "{}", bed.bmc.stats());
+            tcp.send(b"1\r\n");
+            assert_eq!(tcp.line(), "DELETED");
+            bed.expect(Server, "q1");
+        }
+    }
+}
+
+/// Over IPv6, behind more headers than one, and in fragments that memcached gets when
+/// the cache has long been filled again.
+#[test]
+fn forgets_what_is_written_behind_extension_headers() {
+    const OPTIONS: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
+    let name = "forgets_what_is_written_behind_extension_headers";
+    if !can_run(name) {
+        return;
+    }
+    for mode in ["native", "tc"] {
+        let mut bed = Bed::new(name, Path { mode, server: Net::SERVER6 }, LASTING);
+        bed.warm_up();
+        let (sent, seen) = (Frames::new(&bed.net.client), Frames::new(&bed.net.server));
+        let server = SocketAddr::from((Net::SERVER6, PORT));
+        let mut flow =
+            Flow::new(&bed.udp.address().to_string(), &server.to_string()).with_mac(seen.address);
+        flow.source_mac = sent.address;
+        let write = flow.udp(&datagram(7, b"delete a-key-of-some-bytes\r\n"));
+        let key = "a-key-of-some-bytes";
+        let deleted = |udp: &Udp| {
+            let reply = udp.receive(PATIENCE).expect("memcached has got it");
+            assert_eq!(reply, datagram(7, b"DELETED\r\n"));
+        };
+
+        bed.tcp.set(key, 0, b"v");
+        bed.fill(key);
+        let behind = with_ipv6_extension(write.clone(), 60, OPTIONS);
+        sent.send(&with_ipv6_extension(behind, 0, OPTIONS));
+        deleted(&bed.udp);
+        assert_eq!(bed.bmc.total("passes.header"), 1);
+        bed.expect(Server, key);
+
+        bed.tcp.set(key, 0, b"v");
+        bed.fill(key);
+        let [first, later] = ipv6_fragments(&write, 24);
+        for later in [later.clone(), with_ipv6_extension(later, 0, OPTIONS)] {
+            let fragments = bed.bmc.total("passes.fragment");
+            sent.send(&with_ipv6_extension(first.clone(), 0, OPTIONS));
+            assert!(eventually(PATIENCE, || bed.bmc.total("passes.fragment") > fragments));
+            // Nothing was written yet.
+            bed.fill(key);
+            bed.expect(Kernel, key);
+            sent.send(&later);
+            deleted(&bed.udp);
+            assert_eq!(bed.bmc.total("passes.fragment"), fragments + 2);
+            bed.expect(Server, key);
+            bed.tcp.set(key, 0, b"v");
+            bed.fill(key);
+        }
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::sockopt::ReuseAddr;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use nix::unistd::Pid;
 
 use super::Namespace;
@@ -383,6 +384,14 @@ impl Udp {
     /// Sends a datagram as it is.
     pub fn send_raw(&self, datagram: &[u8]) {
         self.socket.send(datagram).expect("the network is up");
+    }
+
+    /// Sends datagrams of one size, the last of which may be shorter, in one packet.
+    pub fn send_together(&self, datagrams: &[Vec<u8>]) {
+        let size = i32::try_from(datagrams[0].len()).expect("it is small");
+        setsockopt(&self.socket, UdpGsoSegment, &size).expect("Linux has UDP GSO");
+        self.send_raw(&datagrams.concat());
+        setsockopt(&self.socket, UdpGsoSegment, &0).expect("Linux has UDP GSO");
     }
 
     /// The next datagram that comes in before `limit` is over.

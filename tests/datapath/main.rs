@@ -4,7 +4,8 @@
 //! Needs root.
 //!
 //! Not covered, because a test run cannot do it: tags that the kernel keeps
-//! outside the frame, frames in several buffers, `CHECKSUM_COMPLETE`, GSO.
+//! outside the frame, frames in several buffers, `CHECKSUM_COMPLETE`. Of GSO and GRO
+//! only the size of a packet's datagrams is there.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod binary;
@@ -15,6 +16,7 @@ mod fills;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 mod fuzz;
+mod headers;
 mod offenders;
 #[path = "../packet/mod.rs"]
 mod packet;

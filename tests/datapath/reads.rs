@@ -27,6 +27,7 @@ use crate::packet::seal_partial;
 use crate::packet::transport;
 use crate::packet::value;
 use crate::packet::values;
+use crate::packet::with_ipv6_extension;
 use crate::random::Rng;
 use crate::scene::Counts;
 use crate::scene::DESTINATION_OPTIONS;
@@ -45,7 +46,6 @@ use crate::scene::key_reply;
 use crate::scene::v4;
 use crate::scene::v6;
 use crate::scene::with_ipv4_options;
-use crate::scene::with_ipv6_extension;
 
 /// `BMC_GEN`: what is added to a bucket's word when something changes.
 const GENERATION: u64 = 1 << 17;
@@ -790,7 +790,6 @@ fn leaves_everything_else_alone() {
                 frame[at] = 0x44;
             }),
         ),
-        ("three tags", get(Flow { tags: vec![(0x88a8, 1), (0x8100, 2), (0x8100, 3)], ..v4() })),
         ("no IP header", edit(get(v4()), |frame| frame.truncate(15))),
         ("half an IPv4 header", edit(get(v4()), |frame| frame.truncate(30))),
         ("half an IPv6 header", edit(get(v6()), |frame| frame.truncate(50))),

@@ -18,6 +18,7 @@ use crate::packet::part;
 use crate::packet::transport;
 use crate::packet::value;
 use crate::packet::values;
+use crate::packet::with_ipv6_extension;
 use crate::scene::Counts;
 use crate::scene::DESTINATION_OPTIONS;
 use crate::scene::DIRTY;
@@ -39,7 +40,6 @@ use crate::scene::key_reply_of;
 use crate::scene::v4;
 use crate::scene::v6;
 use crate::scene::with_ipv4_options;
-use crate::scene::with_ipv6_extension;
 
 /// For how long a key is closed when bmc cannot recognise the write's reply, and
 /// a little more.
