@@ -474,6 +474,12 @@ static __always_inline int request_parse(void *data, void *data_end,
 	return 0;
 }
 
+/* Whether the byte, one below 0x21, is part of a key for memcached. */
+static __always_inline bool is_key_byte(__u8 c)
+{
+	return !((1ULL << (c & 63)) & (1ULL << ' ' | 1ULL << '\r' | 1ULL << '\n'));
+}
+
 /*
  * The key that starts at offset `off`: its words, their sum, length and hash, and
  * in `next` where the one behind it starts; 0 if the text ends there with "\r\n".
@@ -484,6 +490,7 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 {
 	__u64 from = off, end = s->text + s->text_len;
 	__u64 sum = cfg.seed[0], csum = 0, w, ends, first = 0, klen;
+	__u16 after;
 	__u8 *p;
 
 	barrier_var(from);
@@ -523,8 +530,11 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 		return -COUNTER(pass_key);
 	/* Through memory: the verifier goes on with one length, not 33. */
 	klen = READ_ONCE(s->klen);
+	p = data + from;
 	if (!klen)
-		return -COUNTER(pass_line);
+		return (void *)p + 1 <= data_end && is_key_byte(*p)
+			       ? -COUNTER(pass_key)
+			       : -COUNTER(pass_line);
 	if (klen > BMC_KEY_MAX)
 		return -COUNTER(pass_key);
 	bounded(klen, 255);
@@ -534,13 +544,15 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 	p = data + from;
 	if ((void *)p + 2 > data_end)
 		return -COUNTER(pass_line);
-	if (*(__u16 *)p == TEXT_CRLF && from + 2 == end)
+	after = *(__u16 *)p;
+	if (after == TEXT_CRLF && from + 2 == end)
 		s->next = 0;
-	else if (*p == ' ')
+	else if ((__u8)after == ' ')
 		s->next = from + 1;
+	else if (after == TEXT_CRLF || (__u8)after == '\n')
+		return -COUNTER(pass_line);
 	else
-		return *p == '\r' || *p == '\n' ? -COUNTER(pass_line)
-						: -COUNTER(pass_key);
+		return -COUNTER(pass_key); /* which goes on, for memcached */
 	return 0;
 }
 
