@@ -191,6 +191,7 @@ struct bmc_stats {
 	__u64 write_untracked;
 	/* What had to be taken for a change of any key. */
 	__u64 packet_unparsed;
+	__u64 udp_unparsed;
 	__u64 tcp_unparsed;
 	__u64 tcp_unfollowed;
 	__u64 tcp_unmatched;

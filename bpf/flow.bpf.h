@@ -474,7 +474,7 @@ key:
 	w->keys = false;
 	if (c->keys) {
 		/* The reply comes after the last of the keys. */
-		__u32 next = window_token(win, c->keys, win->at + c->head);
+		__u32 next = window_token(win, c->keys, c->stop);
 
 		w->keys = (next & 0xffff) < next >> 16;
 		if (w->keys)
@@ -563,9 +563,16 @@ __noinline int walk_datagram(struct __sk_buff *skb, struct bmc_scratch *s)
 	w = &s->walk;
 	window_empty(&s->window);
 	walk_begin(s);
-	walk_commands(skb, s, st, NULL);
-	if (w->lost || w->part || w->skip || w->line) {
-		st->tcp_unparsed++;
+	if (walk_load(skb, s)) {
+		/* All of it is what its first byte says. */
+		w->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
+		walk_commands(skb, s, st, NULL);
+	} else {
+		w->lost = true;
+	}
+	/* What has no end memcached forgets; but not that data is to come. */
+	if (w->lost || w->skip || w->line) {
+		st->udp_unparsed++;
 		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
 			  FLUSH_UNPARSED);
 	}

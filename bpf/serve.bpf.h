@@ -464,8 +464,7 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
 	struct window *win = &s->window;
 	bool leased;
-	__u64 frame;
-	__s64 bytes;
+	__u64 frame, bytes;
 
 	if (!st || s->l4_len <= UDP_LEN + FRAME_LEN)
 		return;
@@ -510,14 +509,15 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	at = VALUE_LEN + s->klen;
 	if (window_at(win, at) != ' ')
 		goto refuse;
-	at = window_token(win, at, n) >> 16; /* flags */
-	at = window_token(win, at, n);
-	bytes = window_number(win, at & 0xffff, at >> 16, false);
-	at >>= 16;
-	if (bytes < 0 || bytes > BMC_REPLY_MAX ||
+	at = token_end(win, at + 1, 3); /* flags */
+	if (window_at(win, at) != ' ')
+		goto refuse;
+	bytes = window_few_digits(win, at + 1);
+	at += 1 + (bytes & 0xff);
+	if (!(bytes & 0xff) || bytes >> 8 > BMC_REPLY_MAX || at + 2 > n ||
 	    (__u16)window_word(win, at) != TEXT_CRLF)
 		goto refuse;
-	at += 2 + (__u32)bytes; /* where the value ends */
+	at += 2 + (bytes >> 8); /* where the value ends */
 	if (at + 2 + END_LEN != len || len > BMC_REPLY_MAX)
 		goto refuse;
 	if (!tc_before(skb, off + len, &frame) ||

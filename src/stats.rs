@@ -30,7 +30,7 @@ use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 45] = [
+pub const COUNTERS: [(&str, &str); 46] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -59,9 +59,9 @@ pub const COUNTERS: [(&str, &str); 45] = [
     ("pass_checksum", "wrong UDP checksum"),
     ("pass_frame", "request of several datagrams, or no memcached frame"),
     ("pass_command", "another command than get"),
-    ("pass_key", "key empty, too long or with control characters"),
+    ("pass_key", "key too long or with control characters"),
     ("pass_keys", "too many keys"),
-    ("pass_line", "line not ended as one get is"),
+    ("pass_line", "line without a key, or not ended as one get is"),
     ("lease_dirty", "a write of the bucket was pending"),
     ("lease_quarantine", "a write that cannot be followed was too recent"),
     ("lease_outstanding", "an earlier request of the same id was unanswered"),
@@ -73,7 +73,8 @@ pub const COUNTERS: [(&str, &str); 45] = [
     ("fill_expiry", "the item was about to end"),
     ("write_untracked", "Writes whose reply cannot be followed"),
     ("packet_unparsed", "Packets with headers that bmc cannot look behind: IPsec, or too many"),
-    ("tcp_unparsed", "Packets with a command that is not known, or behind a gap"),
+    ("udp_unparsed", "Datagrams with a command that is not known, or not all of its data"),
+    ("tcp_unparsed", "TCP packets with a command that is not known, or behind a gap"),
     ("tcp_unfollowed", "TCP packets to memcached without a connection to follow"),
     ("tcp_unmatched", "TCP packets of memcached that answer no command"),
 ];

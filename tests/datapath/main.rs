@@ -15,7 +15,10 @@ mod expiry;
 mod fills;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+#[path = "../forms/mod.rs"]
+mod forms;
 mod fuzz;
+mod grammar;
 mod headers;
 mod offenders;
 #[path = "../packet/mod.rs"]

@@ -157,9 +157,9 @@ fn an_unknown_command_empties_the_cache() {
         "md a=== b\r\n",
         "md a2V=a2V5 b\r\n",
         "mg a2V5a b T1\r\n",
-        "\r\n",
-        "set key\r\n",
-        "set key 0 0 -1\r\n",
+        "ms key S2 b\r\n",
+        "set key 0 0 +1\r\n",
+        "set key 0 0 4294967296\r\n",
         "GET key\r\n",
         "sat key 0 0 1\r\nx\r\n",
     ] {
@@ -323,6 +323,14 @@ fn the_data_of_a_refused_command_may_be_a_write() {
         "cas other 0 0 12 x\r\n".into(),
         "set other 0 0 12 1 2 3\r\n".into(),
         "ms other 12 I I I I I I I I I I I I I I I I I I I I\r\n".into(),
+        // What 1.6.40 and later do not take for a flag.
+        "ms other 12 $\r\n".into(),
+        "ms other 12 q \x01\r\n".into(),
+        // And what 1.6.39 and earlier know behind a space.
+        " set other 0 0 12\r\n".into(),
+        "cas other 0 0 12\r\n".into(),
+        "set other 18446744073709551616 0 12\r\n".into(),
+        "cas other 0 0 12 18446744073709551616\r\n".into(),
     ] {
         let Some(scene) = Scene::with_key(&[v4()]) else {
             return;
