@@ -361,7 +361,8 @@ static __always_inline void walk_datagrams(struct __sk_buff *skb,
 	}
 	if (READ_ONCE(s->datagrams.unsure) ||
 	    READ_ONCE(s->datagrams.at) != READ_ONCE(s->datagrams.end))
-		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
+		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
+			  FLUSH_UNREAD);
 }
 
 #endif /* CHAIN_BPF_H */

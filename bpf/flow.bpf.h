@@ -743,7 +743,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 		    (found == SOCKET_NONE && flow->mode == FLOW_CLOSED))
 			return false;
 		if (flow->mode == FLOW_CLOSED)
-			flow_restart(flow);
+			flow_restart(flow, seq);
 		if (found == SOCKET_NONE || flow->mode == FLOW_CLOSED) {
 			w->lost = true;
 			return false;
