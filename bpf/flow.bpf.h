@@ -426,11 +426,23 @@ static __always_inline long command_step(struct walker *k)
 		win->at += found;
 		return 0;
 	}
-	if (!w->binary && (__u32)window_word(win, win->at) == TEXT_GET &&
-	    walk_gets(s))
+	if (!w->binary && !w->seeks &&
+	    (__u32)window_word(win, win->at) == TEXT_GET && walk_gets(s))
 		return walk_at_end(s);
 	found = command_parse(win, c, w->binary);
+	if (unlikely(w->seeks) && found >= 0) {
+		if (found && c->kind == COMMAND_WRITE && c->block) {
+			w->seeks = 0;
+		} else {
+			found = window_line(win);
+			if (!found || !--w->seeks)
+				goto lost;
+			win->at += found;
+			return 0;
+		}
+	}
 	if (found < 0) {
+		w->seeks = 0;
 		if (w->loaded < w->end) {
 			if (walk_load(k->skb, s))
 				return 0;
@@ -610,16 +622,18 @@ static __always_inline bool flow_start(struct bmc_flow *flow,
  * The flow is what another connection has left, whose client had the same
  * address and port: memcached's socket is new, and this its first segment.
  */
-static __always_inline void flow_restart(struct bmc_flow *flow, __u32 seq)
+__noinline int flow_restart(struct bmc_flow *flow, __u32 seq)
 {
-	/* An ACK with URG may have come before. */
-	bool urgent = flow->urgent && flow->urgent_end - seq - 1 <= 0xffff;
+	bool urgent;
 
-	if (!turn_take(&flow->out_turn))
-		return;
+	if (!flow || !turn_take(&flow->out_turn))
+		return 0;
+	/* An ACK with URG may have come before. */
+	urgent = flow->urgent && flow->urgent_end - seq - 1 <= 0xffff;
 	flow_reset(flow);
 	flow->urgent = urgent;
 	turn_end(&flow->out_turn);
+	return 0;
 }
 
 /* The cache is asleep: what memcached sends from now on will not be looked at. */
@@ -723,18 +737,22 @@ static __always_inline bool flow_is_urgent(struct bmc_flow *flow, __u32 seq)
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
-static __always_inline bool flow_continue(struct __sk_buff *skb,
-					  struct bmc_flow *flow,
-					  struct bmc_scratch *s)
+__noinline int flow_continue(struct __sk_buff *skb, struct bmc_flow *flow,
+			     struct bmc_scratch *s)
 {
+	bool idle, paused, answered, caught_up;
 	__u64 now = flow_now();
-	struct walk *w = &s->walk;
-	__u32 seq = bpf_ntohl(s->tcp.seq), len = walk_len(w), n;
-	bool paused, answered, caught_up;
-	bool idle = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
+	__u32 seq, len, n;
+	struct walk *w;
 	__s32 ahead;
 	int found;
 
+	if (!flow || !s)
+		return false;
+	w = &s->walk;
+	seq = bpf_ntohl(s->tcp.seq);
+	len = walk_len(w);
+	idle = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
 	if (flow->mode == FLOW_NEW || flow->mode == FLOW_CLOSED ||
 	    flow_may_wake(flow, s) || seq != flow->in_next ||
 	    flow->in_skip == (__u32)STREAM_LOST) {
@@ -984,33 +1002,6 @@ __noinline int flow_in_set(struct bmc_scratch *s, struct bmc_flow *flow)
 }
 
 /*
- * Looks for a line near the segment's start with which a store command may begin, and
- * goes there. If there is none, the walk will fail at once.
- */
-__noinline int walk_guess(struct bmc_scratch *s)
-{
-	struct window *win;
-	struct command *c;
-	__u32 line;
-
-	if (!s)
-		return 0;
-	win = &s->window;
-	c = &s->command;
-	for (int i = 0; i < GUESS_LINES; i++) {
-		if (command_parse(win, c, false) > 0 &&
-		    c->kind == COMMAND_WRITE && c->block)
-			return 0;
-		line = window_line(win);
-		if (!line)
-			break;
-		win->at += line;
-	}
-	win->at = 0;
-	return 0;
-}
-
-/*
  * The segment, of `len` bytes, does not contradict the guess where its commands start:
  * is that certain by now? It is if many segments in a row began and ended with a
  * command, or if no data block can be as long as all that was walked.
@@ -1050,8 +1041,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		if (w->opens)
 			flow->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
 		w->binary = flow->binary;
-		if (w->probes && !w->binary)
-			walk_guess(s);
+		w->seeks = w->probes && !w->binary ? GUESS_LINES : 0;
 		walk_commands(skb, s, st, flow);
 		flow->in_part = flow_keep(s, flow->in_line);
 		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;

@@ -494,6 +494,7 @@ struct walk {
 	bool lost; /* not understood */
 	bool alike; /* a reply that is owed may look as if it were a get's */
 	bool guesses; /* where its commands start is a guess */
+	__u8 seeks; /* lines among which a store command is looked for, to start there */
 	bool closed; /* memcached has refused the connection */
 	__u32 loose; /* as in a flow; 0: none of its commands is */
 };
