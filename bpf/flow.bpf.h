@@ -737,22 +737,18 @@ static __always_inline bool flow_is_urgent(struct bmc_flow *flow, __u32 seq)
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
-__noinline int flow_continue(struct __sk_buff *skb, struct bmc_flow *flow,
-			     struct bmc_scratch *s)
+static __always_inline bool flow_continue(struct __sk_buff *skb,
+					  struct bmc_flow *flow,
+					  struct bmc_scratch *s)
 {
-	bool idle, paused, answered, caught_up;
 	__u64 now = flow_now();
-	__u32 seq, len, n;
-	struct walk *w;
+	struct walk *w = &s->walk;
+	__u32 seq = bpf_ntohl(s->tcp.seq), len = walk_len(w), n;
+	bool paused, answered, caught_up;
+	bool idle = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
 	__s32 ahead;
 	int found;
 
-	if (!flow || !s)
-		return false;
-	w = &s->walk;
-	seq = bpf_ntohl(s->tcp.seq);
-	len = walk_len(w);
-	idle = (__s64)(now - flow->in_last) > BMC_APPLY_NS;
 	if (flow->mode == FLOW_NEW || flow->mode == FLOW_CLOSED ||
 	    flow_may_wake(flow, s) || seq != flow->in_next ||
 	    flow->in_skip == (__u32)STREAM_LOST) {
