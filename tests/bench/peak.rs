@@ -8,7 +8,9 @@
 //! replies; so bmc shares with the client what on a network card it would have
 //! for itself. Requests come as fast as they can be made, whether they are
 //! answered or not: memcached loses most of them, and answers as many as it can.
-//! The sides take turns.
+//! The sides take turns. Which keys are asked for is drawn before each flood, for each
+//! of its requests: a list that is asked for again and again suits a cache better than
+//! what its keys were drawn from.
 //!
 //! `cargo bench --bench peak [-- ROUNDS]`; needs root.
 
@@ -63,11 +65,9 @@ const DEVICE: &str = "flood";
 const SERVER: &str = "10.11.20.1";
 const CLIENT: &str = "10.11.20.2";
 
-/// The keys' list (`FLOOD_KEYS`).
-const DRAWS: usize = 1 << 20;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`.
 const LIVE_FRAMES: u32 = 2;
-/// Requests of a flood.
+/// Requests of a flood, and the keys that the list has room for (`FLOOD_KEYS`).
 const FLOOD: u32 = 1 << 20;
 /// From how many requests bmc learns before, and how many of them a second come.
 const LEARN: u32 = 600_000;
@@ -77,6 +77,8 @@ const FRAME: usize = 72;
 /// Replies may take so long.
 const LATE: Duration = Duration::from_millis(20);
 const VALUE: &str = "a value of thirty-two bytes full";
+/// Keys so few that bmc has room for all of them.
+const FEW: usize = 10_000;
 /// Keys that memcached holds: some sixteen times what bmc has room for.
 const MANY: usize = 1_500_000;
 
@@ -100,11 +102,16 @@ fn main() {
     );
     let client = Client::new(&net);
     store(&net, MANY);
-    let hits: Vec<_> = (0..DRAWS).map(|i| i % 10_000).collect();
     let (zipf, mut rng) = (Zipf::new(MANY, 0.99), Rng::new(1));
-    let zipf: Vec<_> = (0..DRAWS).map(|_| zipf.draw(&mut rng)).collect();
-    for (name, draws) in [("10,000 in turn", hits), ("1,500,000, Zipf 0.99", zipf)] {
-        client.set_keys(&draws);
+    let mut asked_before = 0;
+    let mut in_turn = || {
+        asked_before += 1;
+        asked_before % FEW
+    };
+    let mut by_zipf = || zipf.draw(&mut rng);
+    let cases: [(_, &mut dyn FnMut() -> usize); 2] =
+        [("10,000 in turn", &mut in_turn), ("1,500,000, Zipf 0.99", &mut by_zipf)];
+    for (name, draw) in cases {
         let mut rates = [vec![], vec![], vec![]];
         let mut shares = [vec![], vec![], vec![]];
         let mut entries = vec![];
@@ -113,9 +120,11 @@ fn main() {
                 let nr = (round + turn) % 3;
                 let attached = Attached::new(&net, Side::ALL[nr]);
                 if Side::ALL[nr] == Side::Bmc {
+                    client.set_keys(draw);
                     client.ask(LEARN, 1_000_000_000 / LEARN_RATE);
                     entries.push(attached.entries());
                 }
+                client.set_keys(draw);
                 let ([asked, answered, values], time) = client.ask(FLOOD, 0);
                 let is_memcached = Side::ALL[nr] != Side::Reflector;
                 assert_eq!(values, if is_memcached { answered } else { 0 }, "every key is there");
@@ -237,13 +246,13 @@ impl Client {
         client
     }
 
-    fn set_keys(&self, draws: &[usize]) {
-        for (i, key) in draws.iter().enumerate() {
-            let nr = (i as u32).to_ne_bytes();
-            let key = load::key(*key);
-            let map = &self.skel.maps.bmc_flood_keys;
-            map.update(&nr, key.as_bytes(), MapFlags::ANY).expect("it has room");
-        }
+    /// Draws the keys of the list anew.
+    fn set_keys(&self, draw: &mut dyn FnMut() -> usize) {
+        let numbers: Vec<_> = (0..FLOOD).flat_map(u32::to_ne_bytes).collect();
+        let keys: Vec<_> = (0..FLOOD).flat_map(|_| load::key(draw()).into_bytes()).collect();
+        let map = &self.skel.maps.bmc_flood_keys;
+        map.update_batch(&numbers, &keys, FLOOD, MapFlags::ANY, MapFlags::ANY)
+            .expect("it has room");
     }
 
     fn data(&self) -> Vec<u8> {
