@@ -26,19 +26,17 @@ use bmc::skel::bench::BenchSkel;
 use bmc::skel::bench::types;
 use cost::Counting;
 use cost::cost;
+use cost::run_live;
 use fixture::Bmc;
 use fixture::Config;
 use fixture::IFINDEX;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
-use libbpf_rs::ProgramInput;
 use libbpf_rs::ProgramMut;
 use nix::net::if_::if_nametoindex;
 use packet::Flow;
 
 const FRAMES: u32 = 1 << 19;
-/// `BPF_F_TEST_XDP_LIVE_FRAMES`.
-const LIVE_FRAMES: u32 = 2;
 
 /// One thing to measure.
 struct Case {
@@ -144,36 +142,20 @@ fn measure(
     } else {
         set_sink(bench, case.request.len(), 0, &case.request);
     }
-    run(program, &case.request, 4096);
+    run_live(program, IFINDEX, &case.request, 4096);
 
     let counting = Counting::start();
-    let per_run = cost(program, || run(program, &case.request, FRAMES));
+    let per_run = cost(program, || run_live(program, IFINDEX, &case.request, FRAMES));
     drop(counting);
 
     let replies = sink_replies(bench);
     let start = Instant::now();
-    run(program, &case.request, FRAMES);
+    run_live(program, IFINDEX, &case.request, FRAMES);
     let elapsed = start.elapsed().as_secs_f64();
     let replies = sink_replies(bench) - replies;
     // The queue to the sink overflows now and then; what arrived counts.
     assert!(replies >= u64::from(FRAMES) / 2, "{}: {replies} replies", case.name);
     (per_run, replies as f64 / elapsed / 1e6)
-}
-
-fn run(program: &ProgramMut<'_>, frame: &[u8], frames: u32) {
-    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, ...
-    let mut context = [0; 24];
-    context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
-    context[12..16].copy_from_slice(&IFINDEX.to_ne_bytes());
-    program
-        .test_run(ProgramInput {
-            context_in: Some(&mut context),
-            data_in: Some(frame),
-            flags: LIVE_FRAMES,
-            repeat: frames,
-            ..ProgramInput::default()
-        })
-        .expect("the kernel can run live frames (Linux 5.18)");
 }
 
 /// What replies the sink expects, and where in them it puts the request.

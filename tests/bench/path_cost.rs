@@ -9,6 +9,11 @@
 //! same way. A few keys, forgotten before they are asked for again, are missed, leased
 //! and filled with all that belongs to them in the CPU's cache.
 //!
+//! Before that, what a miss costs all told, of one key that is asked for over and over:
+//! live frames come in by a device, in batches as from a network card, through
+//! `bmc_rx` and `bmc_rx_tc`, until a program behind them takes them instead of
+//! memcached. By turns they go through the least programs instead.
+//!
 //! `cargo bench --bench path_cost [-- ROUNDS]`; needs root.
 
 mod cost;
@@ -18,17 +23,24 @@ mod fixture;
 mod packet;
 
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
+use std::time::Instant;
 
 use bmc::bench::report::median;
+use bmc::kernel::LinkType;
+use bmc::kernel::link_create;
 use bmc::random::Rng;
 use cost::Counting;
 use cost::cost;
+use cost::run_live;
 use fixture::Bmc;
 use fixture::Config;
+use fixture::IFINDEX;
 use fixture::Verdict;
 use libbpf_rs::ProgramInput;
 use libbpf_rs::ProgramMut;
+use libbpf_rs::skel::OpenSkel as _;
 use packet::Flow;
 
 const KEYS: usize = 500_000;
@@ -39,6 +51,9 @@ const FEW: usize = 64;
 const TIMES: usize = 300;
 /// How often one frame is repeated.
 const AGAIN: u32 = 1 << 20;
+/// Frames that come in of one that is missed, and how often in a round.
+const FRAMES: u32 = 1 << 17;
+const TURNS: usize = 8;
 const VALUE: [u8; 32] = [b'v'; 32];
 
 fn main() {
@@ -50,6 +65,9 @@ fn main() {
         slabs: 256,
         ..Config::default()
     };
+    if !missed(rounds) {
+        return;
+    }
     let Some(bmc) = Bmc::load(&config) else {
         return;
     };
@@ -119,6 +137,61 @@ fn main() {
     ] {
         println!("{name:<40} {:>6.0}", ns - base);
     }
+}
+
+/// Prints what a miss costs more than programs that only pass it; false without the
+/// right to load them.
+fn missed(rounds: usize) -> bool {
+    let Some(bmc) = Bmc::load(&Config { senders: 8, ..Config::default() }) else {
+        return false;
+    };
+    let device = i32::try_from(IFINDEX).expect("it is small");
+    let mut storage = MaybeUninit::uninit();
+    let mut open = cost::open(&mut storage);
+    open.maps.bmc_senders.reuse_fd(bmc.senders().as_fd()).expect("it is alike");
+    let bench = open.load().expect("the benchmark's programs load");
+    let frame = Flow::new("10.0.0.2:40000", "10.0.0.1:11211").get(7, &["key-000000000000"]);
+
+    // ns a run of the one in XDP, of the one in TC, and ns a frame.
+    let mut costs: [[Vec<f64>; 3]; 2] = Default::default();
+    for turn in 0..rounds * TURNS * 2 {
+        let nr = (turn / 2 + turn) % 2;
+        let [xdp, tc] =
+            [[&bench.progs.bmc_pass, &bench.progs.bmc_pass_tc], [bmc.rx(), bmc.rx_tc()]][nr];
+        let _xdp = xdp.attach_xdp(device).expect("a veth has XDP");
+        // Each before those that are there.
+        let links = [&bench.progs.bmc_swallow, tc]
+            .map(|tc| link_create(tc.as_fd(), device, LinkType::TcxIngress));
+        assert!(links.iter().all(Result::is_ok), "the kernel has tcx (Linux 6.6)");
+        run_live(xdp, IFINDEX, &frame, FRAMES / 16);
+
+        let before = bmc.counters();
+        let counting = Counting::start();
+        let mut later = 0.0;
+        let early = cost(xdp, || later = cost(tc, || run_live(xdp, IFINDEX, &frame, FRAMES)));
+        drop(counting);
+        let start = Instant::now();
+        run_live(xdp, IFINDEX, &frame, FRAMES);
+        let all = start.elapsed().as_nanos() as f64 / f64::from(FRAMES);
+        let counts = bmc.counters().since(&before);
+        let expected = if nr == 1 { 2 * u64::from(FRAMES) } else { 0 };
+        for counter in ["misses", "leases"] {
+            assert_eq!(counts.get(counter), expected, "{counter}");
+        }
+        for (costs, ns) in costs[nr].iter_mut().zip([early, later, all]) {
+            costs.push(ns);
+        }
+    }
+    let [least, bmc] = costs.map(|costs| costs.map(median));
+    println!("a miss over and over, live frames: medians of {} turns", rounds * TURNS);
+    println!("{:<28} {:>8} {:>10} {:>6} {:>9}", "ns", "XDP run", "TC run", "both", "frame");
+    for (name, ns) in [("programs that pass", least), ("bmc_rx and bmc_rx_tc", bmc)] {
+        println!("{name:<28} {:>8.1} {:>10.1} {:>6.1} {:>9.1}", ns[0], ns[1], ns[0] + ns[1], ns[2]);
+    }
+    let more: [f64; 3] = std::array::from_fn(|i| bmc[i] - least[i]);
+    let both = more[0] + more[1];
+    println!("{:<28} {:>8.1} {:>10.1} {both:>6.1} {:>9.1}\n", "more", more[0], more[1], more[2]);
+    true
 }
 
 /// What `bmc_rx_tc` and `bmc_tx` take for a few keys that are never there, and leaves
