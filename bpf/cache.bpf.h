@@ -267,11 +267,13 @@ static __always_inline int find(struct bmc_scratch *s, struct hit *hit)
 	smp_rmb();
 	if (!is_clean(word | epoch))
 		return FIND_MISS;
+	marks = ways_alike(b, way_tag(s->hash));
+	if (!marks)
+		return FIND_MISS;
 	server_find(s, false);
 	if (!s->server)
 		return FIND_MISS;
 
-	marks = ways_alike(b, way_tag(s->hash));
 	for (int i = 0; i < BMC_WAYS && marks; i++, marks &= marks - 1) {
 		struct bmc_slot *slot;
 		__u64 len;

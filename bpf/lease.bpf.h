@@ -31,8 +31,8 @@
  *   bits 40-63  name, from the hash of client, memcached and all of the id but what
  *               tells which cell of a line it is
  *   bits 32-39  requests outstanding; SENDERS_MANY: unknown
- *   bits 0-31   when the last one went on, in 2^20 ns; another CPU's clock may
- *               be ahead of this one's
+ *   bits 0-31   when the last one went on, by jiffies, in 2^20 ns; another CPU may
+ *               have read later ones than this one
  *
  * Two names that want one cell, or a request that may get several replies (more
  * than one key or command), make the number unknown until the cell has been
@@ -76,8 +76,15 @@ static __always_inline struct sender sender_of(const struct bmc_request *r)
 	struct sender sender;
 
 	_Static_assert(sizeof(*r) == 6 * sizeof(__u64), "six words, no holes");
-	for (int i = 0; i < 5; i++)
-		sum += hash_word(i, w[i]);
+	/* Both addresses are IPv4 then, and fit one word. */
+	if (likely(is_mapped(r->peers.client))) {
+		sum += hash_word(0, r->peers.client[1] >> 32 |
+					    r->peers.server[1] >> 32 << 32);
+	} else {
+		for (int i = 0; i < 4; i++)
+			sum += hash_word(i, w[i]);
+	}
+	sum += hash_word(4, r->peers.ports);
 	sender.name = hash_end(sum + hash_word(5, id / SENDERS_LINE));
 	sender.place =
 		sender.name / SENDERS_LINE * SENDERS_LINE + id % SENDERS_LINE;
@@ -95,11 +102,10 @@ static __always_inline __u64 *sender_cell(const struct sender *sender)
  * Notes a UDP request that goes on to memcached; `one` if it can only get one
  * reply. Returns whether its reply will be recognised beyond doubt.
  */
-static __always_inline bool sender_ask(const struct sender *sender, bool one,
-				       __u64 now)
+static __always_inline bool sender_ask(const struct sender *sender, bool one)
 {
-	__u64 *cell = sender_cell(sender), old, new,
-	      tick = (__u32)(now >> SENDERS_TICK);
+	__u64 *cell = sender_cell(sender), old, new;
+	__u64 tick = (__u32)(bpf_jiffies64() * cfg.tick >> SENDERS_TICK);
 	__u64 name = sender->name >> SENDERS_NAME;
 	bool alone;
 
@@ -209,13 +215,36 @@ __noinline int ticket_is_redeemed(__u64 ticket)
 	return (__s32)(answered - (__u32)ticket) >= 0;
 }
 
-/* Whether the hold lets a lease be given. */
-static __always_inline bool hold_is_over(const struct bmc_hold *hold, __u64 now)
+/*
+ * Whether a hold that was set lets a lease be given by now. A time that is over is set
+ * to 0, unless it was raised meanwhile.
+ */
+__noinline int hold_ends(struct bmc_hold *hold)
 {
-	if (now < READ_ONCE(hold->until))
+	__u64 now = bpf_ktime_get_coarse_ns(), until, held;
+
+	if (!hold)
 		return false;
-	return likely(now >= READ_ONCE(hold->held)) ||
-	       ticket_is_redeemed(READ_ONCE(hold->ticket));
+	until = READ_ONCE(hold->until);
+	held = READ_ONCE(hold->held);
+	if (now < until ||
+	    (now < held && !ticket_is_redeemed(READ_ONCE(hold->ticket))))
+		return false;
+	if (until)
+		(void)__sync_val_compare_and_swap(&hold->until, until, 0);
+	if (held && now >= held)
+		(void)__sync_val_compare_and_swap(&hold->held, held, 0);
+	return true;
+}
+
+/*
+ * Whether the hold lets a lease be given. Asking for the time is a call, and every
+ * attach leaves a hold that each later miss would otherwise have to compare with it.
+ */
+static __always_inline bool hold_is_over(struct bmc_hold *hold)
+{
+	return likely(!(READ_ONCE(hold->until) | READ_ONCE(hold->held))) ||
+	       hold_ends(hold);
 }
 
 /* No lease before this time; never less than it was. */
@@ -269,11 +298,11 @@ static __always_inline void hold_raise(struct bmc_hold *hold, __u64 until,
  * The bucket has writes pending. If the last of them came very long ago their
  * replies were lost (memcached gone, an interface detached): count them out.
  */
-static __always_inline void bucket_reap(struct bmc_scratch *s,
-					struct bmc_quarantine *q, __u64 now)
+static __always_inline void bucket_reap(__u64 hash, __u64 word,
+					struct bmc_quarantine *q)
 {
-	struct bmc_bucket *b = cache_bucket(s->hash);
-	__u64 word = s->word, mark = word ^ s->hash << 32;
+	__u64 now = bpf_ktime_get_coarse_ns(), mark = word ^ hash << 32;
+	struct bmc_bucket *b = cache_bucket(hash);
 
 	if (!b || !(word & (BMC_GEN - BMC_PEND)))
 		return;
@@ -290,31 +319,32 @@ static __always_inline void bucket_reap(struct bmc_scratch *s,
 }
 
 /*
- * A GET for the one key in s, which cache_find() did not find, goes on to
- * memcached: lease its bucket if that is safe. A lease may be overwritten by
+ * A GET for one key that find() did not find goes on to memcached: lease its bucket if
+ * that is safe; the words are those that find() went by. A lease may be overwritten by
  * another request's: that one only loses its right to fill.
  */
-static __always_inline void lease_take(struct bmc_scratch *s, struct bmc_stats *st)
+static __always_inline void lease_take(const struct bmc_request *request,
+				       __u64 hash, __u32 klen, __u64 word,
+				       __u64 epoch, struct bmc_stats *st)
 {
-	struct sender sender = sender_of(&s->request);
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct bmc_quarantine *q = quarantine_of(bucket_of(s->hash));
+	struct sender sender = sender_of(request);
+	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 	struct bmc_global *g = cache_global();
 	struct bmc_lease *lease = lease_at(&sender);
 
-	if (!sender_ask(&sender, true, now)) {
+	if (!sender_ask(&sender, true)) {
 		st->lease_outstanding++;
 		return;
 	}
 	if (!q || !g || !lease)
 		return;
-	if (!is_clean(s->word) || !is_clean(s->epoch)) {
-		bucket_reap(s, q, now);
+	if (!is_clean(word | epoch)) {
+		bucket_reap(hash, word, q);
 		st->lease_dirty++;
 		return;
 	}
 	smp_rmb();
-	if (!hold_is_over(&q->hold, now) || !hold_is_over(&g->hold, now)) {
+	if (!hold_is_over(&q->hold) || !hold_is_over(&g->hold)) {
 		st->lease_quarantine++;
 		return;
 	}
@@ -322,11 +352,11 @@ static __always_inline void lease_take(struct bmc_scratch *s, struct bmc_stats *
 		st->lease_outstanding++;
 		return;
 	}
-	lease->request = s->request;
-	lease->hash = s->hash;
-	lease->klen = s->klen;
-	lease->word = s->word;
-	lease->epoch = s->epoch;
+	lease->request = *request;
+	lease->hash = hash;
+	lease->klen = klen;
+	lease->word = word;
+	lease->epoch = epoch;
 	smp_store_release(lease->state, LEASE_LIVE);
 	st->leases++;
 }
@@ -336,7 +366,7 @@ static __always_inline void lease_refuse(struct bmc_scratch *s)
 {
 	struct sender sender = sender_of(&s->request);
 
-	sender_ask(&sender, false, bpf_ktime_get_coarse_ns());
+	sender_ask(&sender, false);
 }
 
 /*
@@ -432,8 +462,7 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket)
 	old = __sync_fetch_and_add(&b->word,
 				   pending ? BMC_GEN + BMC_PEND : BMC_GEN);
 	bucket_forget(b, hash);
-	if (!is_clean(old) || !hold_is_over(&q->hold, now) ||
-	    !hold_is_over(&g->hold, now))
+	if (!is_clean(old) || !hold_is_over(&q->hold) || !hold_is_over(&g->hold))
 		return 0;
 	return OWED_SOLE | owed_words(old + BMC_GEN, g) << OWED_WORDS;
 }
@@ -470,7 +499,7 @@ __noinline int write_end(__u64 hash, __u64 what, bool done)
 		if (!i && owed_expiry(what)) {
 			exact = done && what & OWED_SOLE &&
 				owed_expiry(what) != EXPIRY_LESS &&
-				hold_is_over(&g->hold, bpf_ktime_get_coarse_ns()) &&
+				hold_is_over(&g->hold) &&
 				owed_words(old, g) ==
 					(what >> OWED_WORDS & OWED_WORDS_MASK);
 			if (exact)

@@ -420,7 +420,7 @@ static __always_inline int serve_tc(struct __sk_buff *skb,
 	st->get_keys += keys;
 	st->misses += keys;
 	if (keys == 1 && found != FIND_HIT)
-		lease_take(s, st);
+		lease_take(&s->request, s->hash, s->klen, s->word, s->epoch, st);
 	else
 		lease_refuse(s);
 	return TC_ACT_UNSPEC;
