@@ -16,7 +16,8 @@
  *
  * bmc_rx does nothing but answer. All state is changed by the TC programs, so
  * that there is one place for it whether XDP runs or not (--mode tc), and so
- * that a packet which XDP passed is counted, leased or noted exactly once.
+ * that a packet which XDP passed is counted, leased or noted exactly once. What
+ * bmc_rx found out about a miss goes along with the frame: see miss.bpf.h.
  *
  * Whatever is not understood goes on unchanged; no packet is ever dropped. TC
  * programs return TC_ACT_UNSPEC: other filters and tcx programs take their turn.
@@ -46,6 +47,7 @@ const volatile struct bmc_config cfg;
 #include "sleep.bpf.h"
 #include "flow.bpf.h"
 #include "chain.bpf.h"
+#include "miss.bpf.h"
 #include "serve.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -147,10 +149,13 @@ static __always_inline bool tcp_payload(struct bmc_scratch *s)
 SEC("tc")
 int bmc_rx_tc(struct __sk_buff *skb)
 {
-	struct bmc_scratch *s = scratch();
+	struct bmc_scratch *s;
 	struct bmc_stats *st;
 	int found;
 
+	if (unlikely(miss_of(skb)) && miss_take(skb))
+		return TC_ACT_UNSPEC;
+	s = scratch();
 	if (!s)
 		return TC_ACT_UNSPEC;
 	found = tc_look(skb, s, WAY_IN);

@@ -38,6 +38,13 @@ enum {
 	REPLY_HEAD = 56, /* IPv6, UDP, frame header; IPv4 and any text are longer */
 };
 
+/*
+ * Loaded anew at each use: to a pointer that it has just loaded the verifier
+ * brings nothing of what the headers before showed, and goes on with one state.
+ */
+#define DATA(ctx) ((void *)(long)READ_ONCE((ctx)->data))
+#define DATA_END(ctx) ((void *)(long)READ_ONCE((ctx)->data_end))
+
 /* What a parser found; below zero: -COUNTER(...) of why it is left alone. */
 enum packet {
 	PACKET_OTHER = 0,

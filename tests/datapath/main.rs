@@ -20,6 +20,7 @@ mod forms;
 mod fuzz;
 mod grammar;
 mod headers;
+mod misses;
 mod offenders;
 #[path = "../packet/mod.rs"]
 mod packet;
