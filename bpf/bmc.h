@@ -13,7 +13,7 @@ enum bmc_limit {
 	/* Raised whenever a map's layout changes; --replace keeps the cache
 	 * only between equal numbers.
 	 */
-	BMC_LAYOUT = 15,
+	BMC_LAYOUT = 16,
 
 	BMC_KEY_MAX = 250, /* memcached's KEY_MAX_LENGTH */
 	BMC_KEYS_MAX = 32, /* keys of one get that bmc answers */

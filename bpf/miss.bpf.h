@@ -120,8 +120,9 @@ __noinline int miss_take(struct __sk_buff *skb)
 	struct bmc_request request;
 	struct bmc_stats *st = stats();
 
-	if (!miss || !st || skb->pkt_type != PACKET_HOST || skb->vlan_present ||
-	    !miss_request(data, data_end, &request))
+	/* GRO puts GETs of the same key together, which have equal metadata. */
+	if (!miss || !st || skb->gso_size || skb->pkt_type != PACKET_HOST ||
+	    skb->vlan_present || !miss_request(data, data_end, &request))
 		return false;
 	(void)cache_sleeps();
 	if ((miss->epoch & MISS_LOW) == FIND_MISPREDICTION)
