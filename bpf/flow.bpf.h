@@ -68,13 +68,13 @@ enum {
 };
 
 /* What is owed for a command is owed no longer. */
-static __always_inline void owed_end(const struct bmc_owed *owed, __u64 what,
-				     bool done)
+static __always_inline void owed_end(__u64 hash, __u64 what, __u32 begin,
+				     int result)
 {
 	struct bmc_global *g;
 
 	if (what & OWED_WRITE)
-		write_end(owed->hash, what, done);
+		write_end(hash, what, begin, result);
 	if (what & OWED_FLUSH) {
 		g = cache_global();
 		if (g)
@@ -210,28 +210,30 @@ __noinline int walk_count(struct bmc_flow *flow, struct bmc_scratch *s)
 	flow->loose_meta |= c->reply == REPLY_META && !c->optional;
 	/* Its own reply or, if it may have none, that to the next command. */
 	w->loose = flow->asked + w->asked + 1;
-	if (!(flow->loose_quiet && flow->loose_meta))
-		return OWING_COUNT;
-	w->followed = false;
-	w->doubt = true;
-	w->lag = DEEP_NS;
-	flow->deep = true;
-	flow_mute(flow);
-	return OWING_NONE;
+	return flow->loose_quiet && flow->loose_meta ? OWING_NONE : OWING_COUNT;
 }
 
 /* How the reply to the command at hand will be. Looks seldom at the other way's line. */
 static __always_inline int walk_owing(struct bmc_flow *flow,
 				      struct bmc_scratch *s)
 {
-	const struct walk *w = &s->walk;
+	struct walk *w = &s->walk;
+	int owing;
 
 	if (!flow || !w->followed)
 		return OWING_NONE;
 	if (likely(!flow->loose_open &&
 		   flow->head + w->owed - flow->in_tail < BMC_OWED))
 		return OWING_RING;
-	return walk_count(flow, s);
+	owing = walk_count(flow, s);
+	if (owing == OWING_NONE) {
+		w->followed = false;
+		w->doubt = true;
+		w->lag = DEEP_NS;
+		flow->deep = true;
+		flow_mute(flow);
+	}
+	return owing;
 }
 
 static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
@@ -241,7 +243,7 @@ static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
 	struct bmc_owed *owed = &flow->owed[place];
 
 	owed->hash = hash;
-	owed->before = flow->asked + w->asked;
+	owed->before = (__u32)(flow->asked + w->asked) | (__u64)w->began << 32;
 	smp_store_release(owed->what, what);
 	w->alike |= !!(what & OWED_ALIKE);
 	w->owed++;
@@ -323,13 +325,13 @@ static __always_inline bool walk_is_over(const struct bmc_scratch *s)
 __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 what)
 {
 	const struct command *c;
-	struct bmc_global *g = cache_global();
 	struct bmc_stats *st = stats();
-	__u64 hash, ticket = 0;
+	__u32 vague = 0, now;
+	__u64 hash, ticket = 0, lag;
 	bool pending;
 	int owing;
 
-	if (!s || !st || !g)
+	if (!s || !st)
 		return 0;
 	c = &s->command;
 	owing = walk_owing(flow, s);
@@ -339,13 +341,21 @@ __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 wh
 	hash = window_hash(&s->window, c->key, c->klen);
 	s->walk.hash = hash;
 	st->invalidations++;
-	if (c->expiry != EXPIRY_KEEP)
+	if (c->expiry != EXPIRY_KEEP) {
+		/* No later than what the end is reckoned from. */
+		now = bpf_ktime_get_coarse_ns() / SECOND;
 		what |= (__u64)c->expiry << OWED_EXPIRY |
 			(__u64)expiry_second(c->exptime) << OWED_END;
-	what |= OWED_WRITE | write_begin(hash, pending,
-					 ticket ? DEEP_NS : s->walk.lag, ticket);
+		vague = c->vague + expiry_vague(c->exptime);
+		s->walk.began = begin_make(now, vague);
+		expiry_look(hash, s);
+	}
+	s->walk.ends = what >> OWED_END == EXPIRY_NEVER ? 0 : what >> OWED_END;
+	lag = ticket ? DEEP_NS : s->walk.lag;
+	what |= OWED_WRITE | write_begin(hash, pending, lag, ticket);
 	if (c->expiry != EXPIRY_KEEP)
-		expiry_less(hash, READ_ONCE(g->word), what >> OWED_END);
+		what |= write_expects(hash, s, what, pending,
+				      late_code(lag / SECOND + vague));
 	if (pending && flow)
 		walk_owe(flow, &s->walk, hash, what);
 	else if (!ticket)
@@ -734,6 +744,22 @@ static __always_inline bool flow_is_urgent(struct bmc_flow *flow, __u32 seq)
 }
 
 /*
+ * The data block of a write goes on whose reply is not waited for: it begins once
+ * more, and with it its item's end, which memcached reckoned from its first line.
+ */
+__noinline int flow_write_on(const struct bmc_flow *flow, __u64 lag)
+{
+	if (!flow)
+		return 0;
+	write_begin(flow->in_hash, false, lag, 0);
+	if (flow->in_ends)
+		expiry_put(flow->in_hash,
+			   write_candidate((__u64)flow->in_ends << OWED_END,
+					   begin_before(flow->in_began, lag)));
+	return 0;
+}
+
+/*
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
@@ -788,7 +814,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 				w->lost = true;
 				return false;
 			}
-			write_begin(flow->in_hash, false, w->lag, 0);
+			flow_write_on(flow, w->lag);
 		}
 		if (n == len)
 			return false;
@@ -853,7 +879,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	w->loaded += n;
 	/* Not applied before the end of its data block. */
 	if (n && !w->followed)
-		write_begin(flow->in_hash, false, w->lag, 0);
+		flow_write_on(flow, w->lag);
 	return n < len;
 }
 
@@ -948,6 +974,8 @@ static __always_inline void flow_note(struct bmc_flow *flow,
 {
 	st->tcp_requests += w->asked;
 	flow->in_hash = w->hash;
+	flow->in_ends = w->ends;
+	flow->in_began = w->began;
 	flow->in_block = flow->in_next;
 	if (!w->part && !w->line)
 		flow->in_block -= w->block - w->skip;
@@ -1165,9 +1193,11 @@ static __always_inline int flow_count(struct bmc_flow *flow,
  */
 __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 {
+	int result = WRITE_VAGUE;
 	struct bmc_owed *owed;
+	__u64 what, hash;
+	__u32 begin;
 	__s32 before;
-	__u64 what;
 	bool its;
 
 	if (!flow || !r)
@@ -1195,6 +1225,9 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 		/* It may have taken the data block for commands. */
 		return ANSWERS_NONE;
 	}
+	/* All of it before the tail moves: then its place may be taken. */
+	hash = owed->hash;
+	begin = owed->before >> 32;
 	what = __sync_lock_test_and_set(&owed->what, 0);
 	flow->tail++;
 	if (!(what & OWED_OPTIONAL))
@@ -1203,9 +1236,12 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 	flow->vague |= its && what & OWED_OPTIONAL;
 	if (!READ_ONCE(flow_next(flow)->what))
 		flow->vague = false;
-	owed_end(owed, what,
-		 its ? !r->failed
-		     : what & OWED_WHOLE && owed_expiry(what) == EXPIRY_SET);
+	if (its ? !r->failed
+		: what & OWED_WHOLE && owed_expiry(what) == EXPIRY_SET)
+		result = WRITE_DONE;
+	else if (its && !r->error && r->kind != REPLY_BINARY)
+		result = WRITE_FAILED;
+	owed_end(hash, what, begin, result);
 	return its ? ANSWERS : ANSWERS_LATER;
 }
 

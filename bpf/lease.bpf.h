@@ -411,7 +411,7 @@ static __always_inline bool lease_return(struct bmc_scratch *s)
  *   bits 16-23  the binary protocol's opcode
  *   bits 24-37  the words W and G after the write began, what is left of their
  *               sum: it grows with either
- *   bits 38-63  when the item ends that it makes, as in a record
+ *   bits 38-63  when the item ends that it makes, as in a cell of expiry.bpf.h
  */
 enum {
 	OWED_OPTIONAL = 1 << 7, /* there may be no reply */
@@ -421,6 +421,7 @@ enum {
 	OWED_SOLE = 1 << 11, /* no other write could be on its way when it began */
 	OWED_WHOLE = 1 << 12, /* its data block was seen to end as it should */
 	OWED_EXPIRY = 13, /* two bits: enum expiry_kind */
+	OWED_CELL = 1 << 15, /* its end has a cell of its own */
 	OWED_OPCODE = 16,
 	OWED_WORDS = 24,
 	OWED_WORDS_MASK = (1 << 14) - 1,
@@ -437,6 +438,29 @@ static __always_inline __u64 owed_words(__u64 word, const struct bmc_global *g)
 static __always_inline __u32 owed_expiry(__u64 what)
 {
 	return what >> OWED_EXPIRY & 3;
+}
+
+/*
+ * When a write began, for its end: the second, and above it LATE for what is not known
+ * of its exptime.
+ */
+static __always_inline __u32 begin_make(__u32 now, __u32 vague)
+{
+	return (now & EXPIRY_NEVER) | late_code(vague) << EXPIRY_BITS;
+}
+
+/* So many nanoseconds earlier. */
+static __always_inline __u32 begin_before(__u32 begin, __u64 lag)
+{
+	__u32 before = (begin - (__u32)(lag / SECOND)) & EXPIRY_NEVER;
+
+	return before | begin >> EXPIRY_BITS << EXPIRY_BITS;
+}
+
+/* How many seconds ago that was. */
+static __always_inline __u32 begin_age(__u32 begin)
+{
+	return (bpf_ktime_get_coarse_ns() / SECOND - begin) & EXPIRY_NEVER;
 }
 
 /*
@@ -468,57 +492,159 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket)
 }
 
 /*
- * The reply to a pending write leaves; `done` if the write did what it should.
- * Not a plain addition: if the write was given up for lost, its count is gone
- * already.
+ * A write's end is a candidate from when it begins. With `look` before write_begin()
+ * and this after it:
  *
- * If it was the only one of its bucket since before it began, its expiry is the
- * item's: recorded before the word moves, because after that another write may
- * begin.
+ *  - What was recorded before the word moved is OLD if no other write could be on its
+ *    way then. Who has begun in between is not taken for one of those: either
+ *    his word is what write_begin() found, or he recorded his end after the look.
+ *  - The write's own end is recorded after the word has moved, and before memcached
+ *    can see the write. Who fills by the words from before fails, or his entry is
+ *    forgotten by the bucket; by words from later nobody fills until the write is over
+ *    or quarantined no more, and then the cell is there.
+ *
+ * Returns OWED_CELL if the end has a cell of its own that is open.
  */
-__noinline int write_end(__u64 hash, __u64 what, bool done)
+static __always_inline __u64 write_expects(__u64 hash,
+					   const struct bmc_scratch *s,
+					   __u64 what, bool pending, __u32 late)
+{
+	__u64 end = what >> OWED_END;
+
+	if (what & OWED_SOLE)
+		expiry_age(hash, s);
+	if (end == EXPIRY_NEVER)
+		return 0;
+	if (pending)
+		late = LATE_OPEN;
+	return expiry_put(hash, end | (__u64)late << EXPIRY_LATE) && pending
+		       ? OWED_CELL
+		       : 0;
+}
+
+/* What became of a write. */
+enum write_result {
+	WRITE_VAGUE = 0, /* nobody knows */
+	WRITE_DONE, /* it did what it should */
+	WRITE_FAILED, /* it changed nothing, for certain */
+};
+
+/*
+ * What that says of the end of the write's item. `alone`: it was the only write of its
+ * bucket since before it began. Whoever was given up for lost meanwhile may have been
+ * applied before others that are over by now, so he takes nothing away; whoever
+ * is a second younger has not been, nor will he be before this program ends.
+ */
+static __always_inline int write_outcome(__u64 what, __u32 begin, int result,
+					 bool alone)
+{
+	if (result == WRITE_DONE && owed_expiry(what) != EXPIRY_LESS &&
+	    begin_age(begin) < BMC_LOST_S - 1)
+		return alone ? OUTCOME_ONLY : OUTCOME_LAST;
+	if (result == WRITE_FAILED && alone && what & OWED_CELL)
+		return OUTCOME_NONE;
+	return OUTCOME_STAYS;
+}
+
+/* The candidate that a write leaves which began then and is applied by now. */
+static __always_inline __u64 write_candidate(__u64 what, __u32 begin)
+{
+	__u32 vague = begin >> EXPIRY_BITS;
+	__u64 late = LATE_EVER;
+
+	if (vague < LATE_EVER)
+		late = late_code(begin_age(begin) + late_seconds(vague));
+	return what >> OWED_END | late << EXPIRY_LATE;
+}
+
+/*
+ * What is known of the end of the write's item is recorded, but for what is returned:
+ * a cell to be put into the line, and WRITE_ALONE if FIRM was made. `word` is the
+ * bucket's.
+ */
+#define WRITE_ALONE (1ULL << EXPIRY_TAG)
+
+__noinline __u64 write_tells(__u64 hash, __u64 what, __u32 begin, int result,
+			     __u64 word)
+{
+	bool counted = word & (BMC_GEN - BMC_PEND), alone;
+	__u64 now = bpf_ktime_get_coarse_ns(), left;
+	struct bmc_global *g = cache_global();
+	int outcome;
+
+	if (!g)
+		return 0;
+	alone = counted && what & OWED_SOLE && now >= READ_ONCE(g->hold.until) &&
+		now >= READ_ONCE(g->hold.held) &&
+		owed_words(word, g) == (what >> OWED_WORDS & OWED_WORDS_MASK);
+	outcome = write_outcome(what, begin, counted ? result : WRITE_VAGUE,
+				alone);
+	left = expiry_close(hash, write_candidate(what, begin), outcome,
+			    READ_ONCE(g->word));
+	left &= ~EXPIRY_TAGS;
+	return outcome == OUTCOME_ONLY ? left | WRITE_ALONE : left;
+}
+
+/*
+ * Counts a write out whose bucket had this word just now. `epoch`: G when FIRM was
+ * made for it; 0 if it was not. Not a plain addition: if the write was given up for
+ * lost, its count is gone already.
+ */
+__noinline int write_out(__u64 hash, __u64 word, __u64 epoch)
 {
 	struct bmc_bucket *b = cache_bucket(hash);
 	struct bmc_global *g = cache_global();
-	bool exact = false;
+	__u64 old = word;
 
 	if (!b || !g)
 		return 0;
 	for (int i = 0; i < 16; i++) {
-		__u64 old = read_to_write(&b->word);
-		__u64 epoch = READ_ONCE(g->word);
-
+		/* If it was not alone, another one's cell may be gone by now. A
+		 * flush that comes later finds FIRM there.
+		 */
+		if (epoch && (i || READ_ONCE(g->word) != epoch)) {
+			expiry_doubt(hash, EXPIRY_TAGS,
+				     expiry_tag(hash) << EXPIRY_TAG);
+			epoch = 0;
+		}
 		if (!(old & (BMC_GEN - BMC_PEND))) {
 			/* Since then the bucket may have been filled. */
 			(void)__sync_fetch_and_add(&b->word, BMC_GEN);
 			for (int way = 0; way < BMC_WAYS; way++)
 				WRITE_ONCE(b->ways[way], 0);
-			expiry_put(hash, epoch, what >> OWED_END ?: 1);
 			break;
 		}
-		if (!i && owed_expiry(what)) {
-			exact = done && what & OWED_SOLE &&
-				owed_expiry(what) != EXPIRY_LESS &&
-				hold_is_over(&g->hold) &&
-				owed_words(old, g) ==
-					(what >> OWED_WORDS & OWED_WORDS_MASK);
-			if (exact)
-				expiry_put(hash, epoch,
-					   what >> OWED_END | EXPIRY_FIRM);
-			else
-				expiry_less(hash, epoch, what >> OWED_END);
-			/* A flush that comes later finds the record there. */
-			if (exact && READ_ONCE(g->word) != epoch)
-				expiry_put(hash, epoch, what >> OWED_END);
-		}
-		if (__sync_val_compare_and_swap(&b->word, old,
-						old + BMC_GEN - BMC_PEND) == old)
+		word = __sync_val_compare_and_swap(&b->word, old,
+						   old + BMC_GEN - BMC_PEND);
+		if (word == old)
 			break;
-		if (exact)
-			expiry_put(hash, epoch, what >> OWED_END);
-		exact = false;
+		old = word;
 	}
 	/* If none of them succeeded: left to bucket_reap(). */
+	return 0;
+}
+
+/*
+ * The reply to a pending write leaves, or none will. What it says of its item's end is
+ * recorded before the word moves, because after that the bucket may be filled, and
+ * another write may begin and be alone.
+ */
+__noinline int write_end(__u64 hash, __u64 what, __u32 begin, int result)
+{
+	struct bmc_bucket *b = cache_bucket(hash);
+	struct bmc_global *g = cache_global();
+	__u64 word, epoch, left = 0;
+
+	if (!b || !g)
+		return 0;
+	word = read_to_write(&b->word);
+	epoch = READ_ONCE(g->word);
+	if (owed_expiry(what)) {
+		left = write_tells(hash, what, begin, result, word);
+		if (cell_end(left))
+			expiry_put(hash, left);
+	}
+	write_out(hash, word, left & WRITE_ALONE ? epoch : 0);
 	return 0;
 }
 
@@ -526,13 +652,14 @@ __noinline int write_end(__u64 hash, __u64 what, bool done)
  * The reply to a pending write will not be recognised after all; it is applied
  * within `lag` ns.
  */
-static __always_inline void write_abandon(__u64 hash, __u64 what, __u64 lag)
+static __always_inline void write_abandon(__u64 hash, __u64 what, __u32 begin,
+					  __u64 lag)
 {
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 
 	if (q)
 		hold_raise(&q->hold, bpf_ktime_get_coarse_ns() + lag, 0);
-	write_end(hash, what, false);
+	write_end(hash, what, begin_before(begin, lag), WRITE_VAGUE);
 }
 
 /*

@@ -296,7 +296,7 @@ struct {
 enum { BMC_EXPIRIES = 7 };
 
 struct bmc_expiry {
-	__u64 epoch; /* G when its firm records were made */
+	__u64 epoch; /* G when its FIRM bits were made */
 	__u64 cells[BMC_EXPIRIES];
 };
 
@@ -312,7 +312,10 @@ struct {
 struct bmc_owed {
 	__u64 hash; /* of the key that the command writes */
 	__u64 what;
-	__u64 before; /* replies that the connection gets before its own */
+	/* Replies that the connection gets before its own; above 32 bits when the
+	 * write began, see walk_write().
+	 */
+	__u64 before;
 };
 
 /*
@@ -347,10 +350,12 @@ struct bmc_flow {
 	/* Of the way to memcached too, but seldom used. */
 	__u32 guessed; /* bytes that do not contradict the guess */
 	__u32 loose; /* `answered` when the last one that is not in the ring is done */
+	__u32 urgent; /* a segment with URG came, see flow_is_urgent() */
+	__u32 urgent_end; /* sequence number behind the byte that it points at */
 	bool loose_open; /* there are commands that are owed and not in the ring */
 	bool loose_quiet; /* quiet meta commands among them */
 	bool loose_meta; /* other meta commands among them */
-	__u8 pad[53];
+	__u8 pad[45];
 
 	struct bmc_owed owed[BMC_OWED];
 
@@ -366,8 +371,8 @@ struct bmc_flow {
 	__u64 in_hash; /* of the key whose data block goes on */
 	__u32 found; /* segments of whole commands, while its stream is lost */
 	__u32 asked; /* commands that get a reply */
-	__u32 urgent; /* a segment with URG came, see flow_is_urgent() */
-	__u32 urgent_end; /* sequence number behind the byte that it points at */
+	__u32 in_ends; /* when that key's item then ends; 0: not said, or never */
+	__u32 in_began; /* when that write began, see begin_make() */
 	__u8 in_line[LINE_MAX];
 
 	__u32 out_turn;
@@ -482,6 +487,8 @@ struct walk {
 	__u32 part; /* bytes in the window at the end: of a line that goes on */
 	__u32 asked; /* commands that will get a reply */
 	__u32 owed; /* of them, those put into the ring */
+	__u32 began; /* when the last write began, see begin_make() */
+	__u32 ends; /* when its item then ends; 0: not said, or never */
 	bool followed;
 	bool binary;
 	bool keys; /* within a gat: more of its keys follow */
@@ -559,6 +566,8 @@ struct bmc_scratch {
 	__u64 peers_csum; /* see csum_peers() */
 	/* memcached's number, plus 1; 0: it has none yet. */
 	__u32 server;
+	/* Of the key that is written, see expiry_look(). */
+	__u64 ends[BMC_EXPIRIES];
 	/* What cache_find() saw: the words a lease would carry. */
 	__u64 word;
 	__u64 epoch;

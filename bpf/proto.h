@@ -126,6 +126,16 @@ enum reply_kind {
 	REPLY_STREAM = 64, /* any number of lines at any time */
 };
 
+/* Flags of a meta command that say something of its item's end. */
+enum meta_flag {
+	META_T = 1,
+	META_N = 2,
+	META_I = 4,
+	META_APPEND = 8, /* M with A or P */
+	META_UNSURE =
+		16, /* a number of which it is not known what memcached takes */
+};
+
 /* What a command says of the time at which its item ends. */
 enum expiry_kind {
 	EXPIRY_KEEP = 0, /* nothing */
@@ -169,8 +179,11 @@ struct command {
 	__u32 opcode; /* binary only */
 	__u32 expiry; /* one of enum expiry_kind */
 	__s64 exptime; /* as on the wire */
+	__u32 vague; /* by how many seconds the end may be later than by exptime */
 	/* Only while a text command is being taken apart. */
 	struct grammar grammar;
+	__u32 flags; /* of enum meta_flag */
+	__s64 vivify; /* N's exptime */
 	__u32 encoded; /* its key */
 	__u32 conditional; /* whether the exptime is set, or it may be refused */
 	__u32 refused; /* by every memcached: it changes nothing */
@@ -195,6 +208,7 @@ enum {
 	WINDOW = 1024, /* bytes of a stream that are looked at, at a time */
 	TOKENS_MAX = 24, /* of a command line, its end included */
 	RELATIVE_MAX = 30 * 24 * 3600, /* exptime is a time of day above it */
+	VAGUE_MAX = 1 << 24, /* seconds */
 	META_TOKENS_MAX = 18,
 	BLOCK_MAX = 1 << 30,
 	LENGTH_DIGITS = 11, /* of a data block's length, zeroes in front included */
@@ -640,7 +654,60 @@ static __always_inline void command_ends(struct command *c, __s64 exptime)
 	if (exptime < NUMBER_BIG)
 		return;
 	c->exptime = -1;
+	c->vague = VAGUE_MAX;
 	c->expiry = EXPIRY_LESS;
+}
+
+/*
+ * What a meta command's flags say of its item's end, all of them together:
+ *
+ *  - ms has T's, or none; N says nothing. If it appends or prepends, an item
+ *    that is there keeps its own and T says nothing; one that it makes, which it does
+ *    with N, has N's. An outdated one (I) keeps the item's own.
+ *  - mg and ma: T's for any item; N's for one that they make. With both, the flag that
+ *    comes last counts: it is one of the two.
+ *  - md with I: T's, or the item keeps its own. With x and without T it ends never,
+ *    and otherwise it is gone: a candidate too many does no harm.
+ *
+ * Of two times that do not compare, a time of day and another, nothing is known.
+ */
+__noinline int command_meta_expiry(struct command *c)
+{
+	__u32 t, n;
+	__s64 end;
+
+	if (!c)
+		return false;
+	t = c->flags & META_T;
+	n = c->flags & META_N;
+	if (c->grammar.block) {
+		t = !(c->flags & META_APPEND);
+		n = n && !t;
+	}
+	end = t ? c->exptime : c->vivify;
+	c->expiry = EXPIRY_KEEP;
+	if (t)
+		c->expiry = c->grammar.expiry == EXPIRY_SET ? EXPIRY_SET
+							    : EXPIRY_MAY;
+	if (n || (t && c->flags & META_I))
+		c->expiry = EXPIRY_LESS;
+	if (t && n && c->exptime != c->vivify) {
+		/* The lesser one, and how far the other is. */
+		if (!end || (c->vivify && c->vivify < end))
+			end = c->vivify;
+		if (c->exptime && c->vivify) {
+			if ((c->exptime > RELATIVE_MAX) !=
+			    (c->vivify > RELATIVE_MAX))
+				c->flags |= META_UNSURE;
+			c->vague = c->exptime + c->vivify - 2 * end;
+			if (end < 0)
+				c->vague = VAGUE_MAX;
+		}
+	}
+	c->exptime = end;
+	if (c->flags & META_UNSURE)
+		command_ends(c, NUMBER_UNSURE);
+	return true;
 }
 
 /*
@@ -663,21 +730,16 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 		c->kind = COMMAND_WRITE;
 		if (n == NUMBER_NONE)
 			break; /* refused */
-		/* The lesser one, if there are both and they compare. */
-		if (n >= NUMBER_BIG ||
-		    (c->exptime && n &&
-		     (c->exptime > RELATIVE_MAX) != ((__s32)n > RELATIVE_MAX))) {
-			command_ends(c, NUMBER_UNSURE);
-			break;
-		}
+		if (n >= NUMBER_BIG)
+			c->flags |= META_UNSURE;
 		c->conditional |= n != (__s32)n;
-		n = (__s32)n;
-		if (!c->exptime || (n && n < c->exptime))
-			c->exptime = n;
-		if (flag == 'N')
-			c->expiry = EXPIRY_LESS;
-		else if (c->expiry == EXPIRY_KEEP)
-			c->expiry = EXPIRY_MAY;
+		if (flag == 'N') {
+			c->vivify = (__s32)n;
+			c->flags |= META_N;
+		} else {
+			c->exptime = (__s32)n;
+			c->flags |= META_T;
+		}
 		break;
 	case 'q':
 		c->optional = true;
@@ -685,14 +747,14 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 	case 'b':
 		c->encoded = true;
 		break;
-	case 'M': /* the mode: append and prepend leave the item's time alone */
+	case 'M':
 		mode = window_at(w, start + 1) & ~0x20;
 		if (mode == 'A' || mode == 'P')
-			c->expiry = EXPIRY_LESS;
+			c->flags |= META_APPEND;
 		c->conditional |= mode != 'S';
 		break;
-	case 'I': /* an outdated one keeps the item's time */
-		c->expiry = EXPIRY_LESS;
+	case 'I':
+		c->flags |= META_I;
 		break;
 	case 'S':
 		c->sized = true;
@@ -830,6 +892,8 @@ __noinline int command_whole(struct window *w, struct command *c, __u32 tokens,
 		c->reply = REPLY_STREAM;
 	if (c->reply == REPLY_STREAM)
 		c->optional = false;
+	if (c->kind == COMMAND_WRITE && g->reply == REPLY_META)
+		command_meta_expiry(c);
 	if (c->expiry == EXPIRY_SET && c->conditional)
 		c->expiry = EXPIRY_MAY;
 	if (c->kind == COMMAND_WRITE && g->reply == REPLY_LIST)

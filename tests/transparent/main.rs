@@ -10,6 +10,7 @@ mod commands;
 #[path = "../common/mod.rs"]
 mod common;
 mod differs;
+mod ends;
 mod expiry;
 mod lane;
 mod pair;
