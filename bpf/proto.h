@@ -110,6 +110,14 @@ enum reply_kind {
 	REPLY_STREAM = 64, /* any number of lines at any time */
 };
 
+/* Flags of a meta command that say something of its item's end. */
+enum meta_flag {
+	META_T = 1,
+	META_N = 2,
+	META_I = 4,
+	META_APPEND = 8, /* M with A or P */
+};
+
 /* What a command says of the time at which its item ends. */
 enum expiry_kind {
 	EXPIRY_KEEP = 0, /* nothing */
@@ -143,8 +151,11 @@ struct command {
 	__u32 opcode; /* binary only */
 	__u32 expiry; /* one of enum expiry_kind */
 	__s64 exptime; /* as on the wire */
+	__u32 vague; /* by how many seconds the end may be later than by exptime */
 	/* Only while a text command is being taken apart. */
 	struct grammar grammar;
+	__u32 flags; /* of enum meta_flag */
+	__s64 vivify; /* N's exptime */
 	__u32 encoded; /* its key */
 	__u32 conditional;
 };
@@ -167,6 +178,7 @@ enum {
 	STORE_TOKENS = 5, /* set <key> <flags> <exptime> <bytes> */
 	EXPTIME_MAX = 0x7fffffff,
 	RELATIVE_MAX = 30 * 24 * 3600, /* exptime is a time of day above it */
+	VAGUE_MAX = 1 << 24, /* seconds */
 	META_TOKENS_MAX = 18,
 	BLOCK_MAX = 1 << 30,
 	MAGIC_REQUEST = 0x80, /* the binary protocol's first byte */
@@ -548,6 +560,56 @@ static __always_inline bool is_noreply(const struct window *w, __u32 at, __u32 e
 		       NAME('n', 'o', 'r', 'e', 'p', 'l', 'y', 0) << 8;
 }
 
+/*
+ * What the flags of a meta command together say of its item's end:
+ *
+ *  - ms sets it to T's exptime, or to never; N is ignored. When it appends or
+ *    prepends, an existing item keeps its end and T is ignored; with N it may also
+ *    create the item, with N's. With I and an outdated C the item keeps its end.
+ *  - mg and ma set it to T's; for an item that they create, to N's. If both are given
+ *    for a new item, the one that comes last counts: here it is one of the two.
+ *  - md with I sets it to T's, or leaves it; with x it creates an empty item, with T's
+ *    or never. Otherwise the item is gone, and a superfluous candidate does no harm.
+ *
+ * False if it is not understood: a time of day does not compare with a relative one.
+ */
+__noinline int command_meta_expiry(struct command *c)
+{
+	__u32 t, n;
+	__s64 end;
+
+	if (!c)
+		return false;
+	t = c->flags & META_T;
+	n = c->flags & META_N;
+	if (c->grammar.block) {
+		t = !(c->flags & META_APPEND);
+		n = n && !t;
+	}
+	end = t ? c->exptime : c->vivify;
+	c->expiry = EXPIRY_KEEP;
+	if (t)
+		c->expiry = c->grammar.expiry == EXPIRY_SET ? EXPIRY_SET
+							    : EXPIRY_MAY;
+	if (n || (t && c->flags & META_I))
+		c->expiry = EXPIRY_LESS;
+	if (t && n && c->exptime != c->vivify) {
+		/* The lesser one, and how far the other is. */
+		if (!end || (c->vivify && c->vivify < end))
+			end = c->vivify;
+		if (c->exptime && c->vivify) {
+			if ((c->exptime > RELATIVE_MAX) !=
+			    (c->vivify > RELATIVE_MAX))
+				return false;
+			c->vague = c->exptime + c->vivify - 2 * end;
+			if (end < 0)
+				c->vague = VAGUE_MAX;
+		}
+	}
+	c->exptime = end;
+	return true;
+}
+
 /* A flag of a meta command: a letter, perhaps with something behind it. */
 __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 			    __u32 end)
@@ -563,16 +625,13 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 		n = window_number(w, start + 1, end, true);
 		if (n > EXPTIME_MAX || n < -EXPTIME_MAX)
 			return false;
-		/* The lesser one, if there are both and they compare. */
-		if (c->exptime && n &&
-		    (c->exptime > RELATIVE_MAX) != (n > RELATIVE_MAX))
-			return false;
-		if (!c->exptime || (n && n < c->exptime))
+		if (window_at(w, start) == 'N') {
+			c->vivify = n;
+			c->flags |= META_N;
+		} else {
 			c->exptime = n;
-		if (window_at(w, start) == 'N')
-			c->expiry = EXPIRY_LESS;
-		else if (c->expiry == EXPIRY_KEEP)
-			c->expiry = EXPIRY_MAY;
+			c->flags |= META_T;
+		}
 		c->kind = COMMAND_WRITE;
 		break;
 	case 'R':
@@ -585,14 +644,14 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 	case 'b':
 		c->encoded = true;
 		break;
-	case 'M': /* the mode: append and prepend leave the item's time alone */
+	case 'M':
 		mode = window_at(w, start + 1) & ~0x20;
 		if (mode == 'A' || mode == 'P')
-			c->expiry = EXPIRY_LESS;
+			c->flags |= META_APPEND;
 		c->conditional |= mode != 'S';
 		break;
-	case 'I': /* an outdated one keeps the item's time */
-		c->expiry = EXPIRY_LESS;
+	case 'I':
+		c->flags |= META_I;
 		break;
 	case 'C':
 		c->conditional = true;
@@ -708,6 +767,8 @@ __noinline int command_text(struct window *w, struct command *c, __u32 line)
 	}
 	if (c->kind != COMMAND_WRITE)
 		return c->kind && (token <= 3 || c->kind == COMMAND_READ);
+	if (g->reply == REPLY_META && !command_meta_expiry(c))
+		return false;
 	if (g->reply == REPLY_LIST) {
 		c->keys = end;
 		return c->klen && g->key;

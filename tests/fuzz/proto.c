@@ -598,10 +598,14 @@ static void check_expiry(const struct command *c)
 
 	for (int i = 0; i < truth.ends; i++) {
 		REQUIRE(c->expiry != EXPIRY_KEEP);
-		if (c->expiry == EXPIRY_LESS)
-			REQUIRE(end <= truth.end[i]);
-		else
+		if (c->expiry != EXPIRY_LESS) {
 			EXPECT(end, truth.end[i]);
+			EXPECT(c->vague, 0);
+			continue;
+		}
+		REQUIRE(end <= truth.end[i]);
+		REQUIRE(truth.end[i] == END_NEVER ||
+			truth.end[i] <= end + c->vague);
 	}
 	if (truth.keeps && (truth.ends || c->expiry != EXPIRY_KEEP))
 		EXPECT(c->expiry, EXPIRY_LESS);
