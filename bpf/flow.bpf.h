@@ -56,13 +56,13 @@ enum {
 };
 
 /* What is owed for a command is owed no longer. */
-static __always_inline void owed_end(const struct bmc_owed *owed, __u64 what,
-				     bool done)
+static __always_inline void owed_end(__u64 hash, __u64 what, __u32 begin,
+				     int result)
 {
 	struct bmc_global *g;
 
 	if (what & OWED_WRITE)
-		write_end(owed->hash, what, done);
+		write_end(hash, what, begin, result);
 	if (what & OWED_FLUSH) {
 		g = cache_global();
 		if (g)
@@ -191,7 +191,7 @@ static __always_inline void walk_owe(struct bmc_flow *flow, struct walk *w,
 	struct bmc_owed *owed = &flow->owed[place];
 
 	owed->hash = hash;
-	owed->before = flow->asked + w->asked;
+	owed->before = (__u32)(flow->asked + w->asked) | (__u64)w->began << 32;
 	smp_store_release(owed->what, what);
 	w->alike |= !!(what & OWED_ALIKE);
 	w->owed++;
@@ -270,24 +270,32 @@ static __always_inline bool walk_is_over(const struct bmc_scratch *s)
 __noinline int walk_write(struct bmc_scratch *s, struct bmc_flow *flow, __u64 what)
 {
 	const struct command *c;
-	struct bmc_global *g = cache_global();
 	struct bmc_stats *st = stats();
-	__u64 hash;
+	__u32 vague = 0, now;
 	bool pending;
+	__u64 hash;
 
-	if (!s || !st || !g)
+	if (!s || !st)
 		return 0;
 	c = &s->command;
 	pending = walk_may_owe(flow, &s->walk);
 	hash = window_hash(&s->window, c->key, c->klen);
 	s->walk.hash = hash;
 	st->invalidations++;
-	if (c->expiry != EXPIRY_KEEP)
+	if (c->expiry != EXPIRY_KEEP) {
+		/* Read before the end is computed, so as not to be later. */
+		now = bpf_ktime_get_coarse_ns() / SECOND;
 		what |= (__u64)c->expiry << OWED_EXPIRY |
 			(__u64)expiry_second(c->exptime) << OWED_END;
+		vague = c->vague + expiry_vague(c->exptime);
+		s->walk.began = begin_make(now, vague);
+		expiry_look(hash, s);
+	}
+	s->walk.ends = what >> OWED_END == EXPIRY_NEVER ? 0 : what >> OWED_END;
 	what |= OWED_WRITE | write_begin(hash, pending, s->walk.lag);
 	if (c->expiry != EXPIRY_KEEP)
-		expiry_less(hash, READ_ONCE(g->word), what >> OWED_END);
+		what |= write_expects(hash, s, what, pending,
+				      late_code(s->walk.lag / SECOND + vague));
 	if (pending && flow)
 		walk_owe(flow, &s->walk, hash, what);
 	else
@@ -613,6 +621,23 @@ static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
 }
 
 /*
+ * More of a data block arrives whose write is not followed to its reply. The write begins
+ * once more, since it is applied only after that, and so does its end, which memcached
+ * counts from the command line.
+ */
+__noinline int flow_write_on(const struct bmc_flow *flow, __u64 lag)
+{
+	if (!flow)
+		return 0;
+	write_begin(flow->in_hash, false, lag);
+	if (flow->in_ends)
+		expiry_put(flow->in_hash,
+			   write_candidate((__u64)flow->in_ends << OWED_END,
+					   begin_before(flow->in_began, lag)));
+	return 0;
+}
+
+/*
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
@@ -661,7 +686,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 				w->lost = true;
 				return false;
 			}
-			write_begin(flow->in_hash, false, w->lag);
+			flow_write_on(flow, w->lag);
 		}
 		if (n == len)
 			return false;
@@ -717,7 +742,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	w->loaded += n;
 	/* Not applied before the end of its data block. */
 	if (n && !w->followed)
-		write_begin(flow->in_hash, false, w->lag);
+		flow_write_on(flow, w->lag);
 	return n < len;
 }
 
@@ -811,6 +836,8 @@ static __always_inline void flow_note(struct bmc_flow *flow,
 {
 	st->tcp_requests += w->asked;
 	flow->in_hash = w->hash;
+	flow->in_ends = w->ends;
+	flow->in_began = w->began;
 	flow->in_block = flow->in_next;
 	if (!w->part && !w->line)
 		flow->in_block -= w->block - w->skip;
@@ -954,9 +981,11 @@ static __always_inline void flow_alone(struct bmc_flow *flow)
  */
 __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 {
+	int result = WRITE_VAGUE;
 	struct bmc_owed *owed;
+	__u64 what, hash;
+	__u32 begin;
 	__s32 before;
-	__u64 what;
 	bool its;
 
 	if (!flow || !r)
@@ -985,6 +1014,9 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 		/* It may have taken the data block for commands. */
 		return ANSWERS_NONE;
 	}
+	/* Before the tail moves: after that the place may be used again. */
+	hash = owed->hash;
+	begin = owed->before >> 32;
 	what = __sync_lock_test_and_set(&owed->what, 0);
 	flow->tail++;
 	if (!(what & OWED_OPTIONAL))
@@ -993,9 +1025,12 @@ __noinline int flow_answer(struct bmc_flow *flow, struct reply *r)
 	flow->vague |= its && what & OWED_OPTIONAL;
 	if (!READ_ONCE(flow_next(flow)->what))
 		flow->vague = false;
-	owed_end(owed, what,
-		 its ? !r->failed
-		     : what & OWED_WHOLE && owed_expiry(what) == EXPIRY_SET);
+	if (its ? !r->failed
+		: what & OWED_WHOLE && owed_expiry(what) == EXPIRY_SET)
+		result = WRITE_DONE;
+	else if (its && !r->error && r->kind != REPLY_BINARY)
+		result = WRITE_FAILED;
+	owed_end(hash, what, begin, result);
 	return its ? ANSWERS : ANSWERS_LATER;
 }
 

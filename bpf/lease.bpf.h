@@ -280,7 +280,7 @@ static __always_inline bool lease_return(struct bmc_scratch *s)
  *   bits 16-23  the binary protocol's opcode
  *   bits 24-37  the words W and G after the write began, what is left of their
  *               sum: it grows with either
- *   bits 38-63  when the item ends that it makes, as in a record
+ *   bits 38-63  when the item ends that it makes, as in a cell of expiry.bpf.h
  */
 enum {
 	OWED_OPTIONAL = 1 << 7, /* there may be no reply */
@@ -290,6 +290,7 @@ enum {
 	OWED_SOLE = 1 << 11, /* no other write could be on its way when it began */
 	OWED_WHOLE = 1 << 12, /* its data block was seen to end as it should */
 	OWED_EXPIRY = 13, /* two bits: enum expiry_kind */
+	OWED_CELL = 1 << 15, /* its end has an open cell of its own */
 	OWED_OPCODE = 16,
 	OWED_WORDS = 24,
 	OWED_WORDS_MASK = (1 << 14) - 1,
@@ -306,6 +307,29 @@ static __always_inline __u64 owed_words(__u64 word, const struct bmc_global *g)
 static __always_inline __u32 owed_expiry(__u64 what)
 {
 	return what >> OWED_EXPIRY & 3;
+}
+
+/*
+ * When a write began: the second and, above it, LATE for the part of its end that does
+ * not depend on when it is applied (command.vague, the clock).
+ */
+static __always_inline __u32 begin_make(__u32 now, __u32 vague)
+{
+	return (now & EXPIRY_NEVER) | late_code(vague) << EXPIRY_BITS;
+}
+
+/* So many nanoseconds earlier. */
+static __always_inline __u32 begin_before(__u32 begin, __u64 lag)
+{
+	__u32 before = (begin - (__u32)(lag / SECOND)) & EXPIRY_NEVER;
+
+	return before | begin >> EXPIRY_BITS << EXPIRY_BITS;
+}
+
+/* How many seconds ago that was. */
+static __always_inline __u32 begin_age(__u32 begin)
+{
+	return (bpf_ktime_get_coarse_ns() / SECOND - begin) & EXPIRY_NEVER;
 }
 
 /* No lease before this time; never less than it was. */
@@ -352,58 +376,160 @@ __noinline __u64 write_begin(__u64 hash, bool pending, __u64 lag)
 }
 
 /*
- * The reply to a pending write leaves; `done` if the write did what it should.
- * Not a plain addition: if the write was given up for lost, its count is gone
- * already.
+ * Makes a write's end a candidate as the write begins. expiry_look() comes before
+ * write_begin(), and this after it, before memcached can see the write:
  *
- * If it was the only one of its bucket since before it began, its expiry is the
- * item's: recorded before the word moves, because after that another write may
- * begin.
+ *  - If no other write could be on its way when the word moved, the cells that were
+ *    there before are OLD. A write that began in between moved the word first, so
+ *    that write_begin() saw it, or it added its cell after the look.
+ *  - A fill under the word from before the write fails, or its entry is
+ *    forgotten. Under a later word there is none until the write has finished, or
+ *    its quarantine has, and by then the candidate is in the line.
+ *
+ * Returns OWED_CELL if the end has an open cell of its own.
  */
-__noinline int write_end(__u64 hash, __u64 what, bool done)
+static __always_inline __u64 write_expects(__u64 hash,
+					   const struct bmc_scratch *s,
+					   __u64 what, bool pending, __u32 late)
+{
+	__u64 end = what >> OWED_END;
+
+	if (what & OWED_SOLE)
+		expiry_age(hash, s);
+	if (end == EXPIRY_NEVER)
+		return 0;
+	if (pending)
+		late = LATE_OPEN;
+	return expiry_put(hash, end | (__u64)late << EXPIRY_LATE) && pending
+		       ? OWED_CELL
+		       : 0;
+}
+
+/* What became of a write. */
+enum write_result {
+	WRITE_VAGUE = 0, /* nobody knows */
+	WRITE_DONE, /* it did what it should */
+	WRITE_FAILED, /* it changed nothing, for certain */
+};
+
+/*
+ * What that means for the candidate. `alone`: this was the bucket's only write since
+ * before it began. A write that may have been given up for lost removes nothing, as
+ * it may have been applied before others that have finished. One a second younger
+ * has not been given up, and will not be while this program runs.
+ */
+static __always_inline int write_outcome(__u64 what, __u32 begin, int result,
+					 bool alone)
+{
+	if (result == WRITE_DONE && owed_expiry(what) != EXPIRY_LESS &&
+	    begin_age(begin) < BMC_LOST_S - 1)
+		return alone ? OUTCOME_ONLY : OUTCOME_LAST;
+	if (result == WRITE_FAILED && alone && what & OWED_CELL)
+		return OUTCOME_NONE;
+	return OUTCOME_STAYS;
+}
+
+/* The candidate of a write that began then and has been applied by now. */
+static __always_inline __u64 write_candidate(__u64 what, __u32 begin)
+{
+	__u32 vague = begin >> EXPIRY_BITS;
+	__u64 late = LATE_EVER;
+
+	if (vague < LATE_EVER)
+		late = late_code(begin_age(begin) + late_seconds(vague));
+	return what >> OWED_END | late << EXPIRY_LATE;
+}
+
+/*
+ * Records what is known of the item's end. Returns the cell that is still to be put
+ * into the line, if any, and WRITE_ALONE if FIRM was set or is to be. `word` is the
+ * bucket's.
+ */
+#define WRITE_ALONE (1ULL << EXPIRY_TAG)
+
+__noinline __u64 write_tells(__u64 hash, __u64 what, __u32 begin, int result,
+			     __u64 word)
+{
+	bool counted = word & (BMC_GEN - BMC_PEND), alone;
+	struct bmc_global *g = cache_global();
+	int outcome;
+	__u64 left;
+
+	if (!g)
+		return 0;
+	alone = counted && what & OWED_SOLE &&
+		bpf_ktime_get_coarse_ns() >= READ_ONCE(g->quarantine) &&
+		owed_words(word, g) == (what >> OWED_WORDS & OWED_WORDS_MASK);
+	outcome = write_outcome(what, begin, counted ? result : WRITE_VAGUE,
+				alone);
+	left = expiry_close(hash, write_candidate(what, begin), outcome,
+			    READ_ONCE(g->word));
+	left &= ~EXPIRY_TAGS;
+	return outcome == OUTCOME_ONLY ? left | WRITE_ALONE : left;
+}
+
+/*
+ * Counts a write out; its bucket had this word just now. `epoch`: G when FIRM was set
+ * for it, else 0. Not a plain addition: if the write was given up for lost, its
+ * count is gone already.
+ */
+__noinline int write_out(__u64 hash, __u64 word, __u64 epoch)
 {
 	struct bmc_bucket *b = cache_bucket(hash);
 	struct bmc_global *g = cache_global();
-	bool exact = false;
+	__u64 old = word;
 
 	if (!b || !g)
 		return 0;
 	for (int i = 0; i < 16; i++) {
-		__u64 old = read_to_write(&b->word);
-		__u64 epoch = READ_ONCE(g->word);
-
+		/* The write was not alone after all, and another one's cell may
+		 * have been taken before FIRM was set; or a flush has come, and
+		 * the line may have got a new epoch before. A flush that comes
+		 * later finds FIRM set.
+		 */
+		if (epoch && (i || READ_ONCE(g->word) != epoch)) {
+			expiry_doubt(hash, EXPIRY_TAGS,
+				     expiry_tag(hash) << EXPIRY_TAG);
+			epoch = 0;
+		}
 		if (!(old & (BMC_GEN - BMC_PEND))) {
 			/* Since then the bucket may have been filled. */
 			(void)__sync_fetch_and_add(&b->word, BMC_GEN);
 			for (int way = 0; way < BMC_WAYS; way++)
 				WRITE_ONCE(b->ways[way], 0);
-			expiry_put(hash, epoch, what >> OWED_END ?: 1);
 			break;
 		}
-		if (!i && owed_expiry(what)) {
-			exact = done && what & OWED_SOLE &&
-				owed_expiry(what) != EXPIRY_LESS &&
-				bpf_ktime_get_coarse_ns() >=
-					READ_ONCE(g->quarantine) &&
-				owed_words(old, g) ==
-					(what >> OWED_WORDS & OWED_WORDS_MASK);
-			if (exact)
-				expiry_put(hash, epoch,
-					   what >> OWED_END | EXPIRY_FIRM);
-			else
-				expiry_less(hash, epoch, what >> OWED_END);
-			/* A flush that comes later finds the record there. */
-			if (exact && READ_ONCE(g->word) != epoch)
-				expiry_put(hash, epoch, what >> OWED_END);
-		}
-		if (__sync_val_compare_and_swap(&b->word, old,
-						old + BMC_GEN - BMC_PEND) == old)
+		word = __sync_val_compare_and_swap(&b->word, old,
+						   old + BMC_GEN - BMC_PEND);
+		if (word == old)
 			break;
-		if (exact)
-			expiry_put(hash, epoch, what >> OWED_END);
-		exact = false;
+		old = word;
 	}
 	/* If none of them succeeded: left to bucket_reap(). */
+	return 0;
+}
+
+/*
+ * The reply to a pending write leaves, or none will. What it says of the item's end is
+ * recorded before the word moves, because after that the bucket may be filled and
+ * another write may begin alone.
+ */
+__noinline int write_end(__u64 hash, __u64 what, __u32 begin, int result)
+{
+	struct bmc_bucket *b = cache_bucket(hash);
+	struct bmc_global *g = cache_global();
+	__u64 word, epoch, left = 0;
+
+	if (!b || !g)
+		return 0;
+	word = read_to_write(&b->word);
+	epoch = READ_ONCE(g->word);
+	if (owed_expiry(what)) {
+		left = write_tells(hash, what, begin, result, word);
+		if (cell_end(left))
+			expiry_put(hash, left);
+	}
+	write_out(hash, word, left & WRITE_ALONE ? epoch : 0);
 	return 0;
 }
 
@@ -411,13 +537,14 @@ __noinline int write_end(__u64 hash, __u64 what, bool done)
  * The reply to a pending write will not be recognised after all; it is applied
  * within `lag` ns.
  */
-static __always_inline void write_abandon(__u64 hash, __u64 what, __u64 lag)
+static __always_inline void write_abandon(__u64 hash, __u64 what, __u32 begin,
+					  __u64 lag)
 {
 	struct bmc_quarantine *q = quarantine_of(bucket_of(hash));
 
 	if (q)
 		quarantine_raise(&q->until, bpf_ktime_get_coarse_ns() + lag);
-	write_end(hash, what, false);
+	write_end(hash, what, begin_before(begin, lag), WRITE_VAGUE);
 }
 
 /* Every entry may have changed, by what may be applied until `until`. */

@@ -276,7 +276,7 @@ struct {
 enum { BMC_EXPIRIES = 7 };
 
 struct bmc_expiry {
-	__u64 epoch; /* G when its firm records were made */
+	__u64 epoch; /* G when its FIRM bits were made */
 	__u64 cells[BMC_EXPIRIES];
 };
 
@@ -292,7 +292,10 @@ struct {
 struct bmc_owed {
 	__u64 hash; /* of the key that the command writes */
 	__u64 what;
-	__u64 before; /* replies that the connection gets before its own */
+	/* Replies that the connection gets before its own; above 32 bits, when the
+	 * write began: see begin_make().
+	 */
+	__u64 before;
 };
 
 /*
@@ -329,7 +332,8 @@ struct bmc_flow {
 	__u64 in_hash; /* of the key whose data block goes on */
 	__u32 found; /* segments of whole commands, while its stream is lost */
 	__u32 asked; /* commands that get a reply */
-	__u8 in_pad[8];
+	__u32 in_ends; /* when that key's item then ends; 0: not said, or never */
+	__u32 in_began; /* when that write began, see begin_make() */
 	__u8 in_line[LINE_MAX];
 
 	__u32 out_turn;
@@ -414,6 +418,8 @@ struct walk {
 	__u32 part; /* bytes in the window at the end: of a line that goes on */
 	__u32 asked; /* commands that will get a reply */
 	__u32 owed; /* of them, those put into the ring */
+	__u32 began; /* when the last write began, see begin_make() */
+	__u32 ends; /* when its item then ends; 0: not said, or never */
 	bool followed;
 	bool binary;
 	bool keys; /* within a gat: more of its keys follow */
@@ -472,6 +478,8 @@ struct bmc_scratch {
 	__u64 peers_csum; /* see csum_peers() */
 	/* memcached's number, plus 1; 0: it has none yet. */
 	__u32 server;
+	/* Of the key that is written, see expiry_look(). */
+	__u64 ends[BMC_EXPIRIES];
 	/* What cache_find() saw: the words a lease would carry. */
 	__u64 word;
 	__u64 epoch;

@@ -55,7 +55,7 @@ __noinline int flow_mute(struct bmc_flow *flow)
 		if (what & OWED_BLOCK)
 			flow->blocks = true;
 		if (what & OWED_WRITE)
-			write_abandon(owed->hash, what,
+			write_abandon(owed->hash, what, owed->before >> 32,
 				      flow->deep ? DEEP_NS : BMC_APPLY_NS);
 	}
 	return 0;

@@ -55,7 +55,14 @@ const QUIET: &[(u8, usize)] = &[
     (0x24, 4),
 ];
 
-fn message(magic: u8, opcode: u8, status: u16, extras: &[u8], key: &[u8], data: &[u8]) -> Vec<u8> {
+pub(crate) fn message(
+    magic: u8,
+    opcode: u8,
+    status: u16,
+    extras: &[u8],
+    key: &[u8],
+    data: &[u8],
+) -> Vec<u8> {
     let mut bytes = vec![magic, opcode];
     bytes.extend((key.len() as u16).to_be_bytes());
     bytes.extend([extras.len() as u8, 0]);
