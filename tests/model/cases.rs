@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What is explored. Connections are A and B; writes of one connection come in
+//! What is explored. Connections are A, B and C; writes of one connection come in
 //! the order given, and may all be on their way at once.
 
 use std::time::Instant;
 
 use crate::search::{Outcome, explore};
-use crate::system::{Ask, Command, Id, May, System, Without, Write};
+use crate::system::{Ask, Command, END, Id, May, System, Without, Write};
 
 const A: u8 = 0;
 const B: u8 = 1;
+const C: u8 = 2;
 
 /// How many GETs: `full` of them where there is time.
 fn few(normal: usize, full: usize) -> usize {
@@ -58,6 +59,20 @@ fn unparsed(connection: u8) -> Write {
 /// A set of key 0 with an expiry; the initial item ends at 3.
 fn until(connection: u8, end: u8) -> Write {
     Write { end, ..set(connection, 0) }
+}
+
+/// Stores if there is nothing, with this end.
+fn add_until(connection: u8, end: u8) -> Write {
+    Write { command: Command::Add, ..until(connection, end) }
+}
+
+/// Likewise, and does not say whether it did.
+fn vivify_until(connection: u8, end: u8) -> Write {
+    Write { command: Command::Vivify, ..until(connection, end) }
+}
+
+fn unparsed_until(connection: u8, end: u8) -> Write {
+    Write { end, ..unparsed(connection) }
 }
 
 fn noreply_until(connection: u8, end: u8) -> Write {
@@ -296,10 +311,13 @@ fn an_entry_ends_with_its_item() {
 #[test]
 fn an_entry_ends_with_the_item_of_pipelined_writes() {
     for writes in [
-        [until(A, 4), until(A, 1), until(B, 2)],
         [noreply_until(A, 1), until(A, 4), until(B, 2)],
+        [until(A, 4), until(A, 1), until(B, 2)],
         [until(A, 1), until(B, 4), until(A, 4)],
-    ] {
+    ]
+    .into_iter()
+    .take(few(1, 3))
+    {
         fills_well(1, &writes, &[]);
     }
 }
@@ -311,6 +329,57 @@ fn an_entry_ends_with_its_item_though_replies_and_connections_are_lost() {
     let writes = [until(A, 1), until(B, 4)];
     for may in [&losses[..1], &losses[1..], &losses[..few(1, 2)]] {
         fills_well(1, &writes, may);
+    }
+}
+
+#[test]
+fn an_end_that_has_passed_is_not_the_item_s() {
+    let pass = [May::Pass];
+    fills_well(2, &[until(A, 1)], &pass);
+    fills_well(2, &[add_until(A, 1)], &pass);
+    fills_well(2, &[vivify_until(A, 1)], &pass);
+    fills_well(1, &[until(A, 4), add_until(B, 1)], &pass);
+    fills_well(1, &[until(A, 1), until(A, 4)], &pass);
+    fills_well(1, &[until(A, 1), vivify_until(B, 4)], &pass);
+    fills_well(1, &[noreply_until(A, 1), add_until(A, 4)], &pass);
+    fills_well(1, &[until(A, 1), until(B, 4)], &[May::Pass, May::Mute(A)]);
+    fills_well(1, &[until(A, 4), add_until(B, 1)], &[May::Pass, May::Mute(A), May::Mute(B)]);
+    fills_well(1, &[until(A, 1)], &[May::Pass, May::LoseReplies]);
+    fills_well(1, &[add_until(A, 1)], &[May::Pass, May::LoseReplies, May::LoseConnection]);
+    if few(0, 1) > 0 {
+        fills_well(1, &[until(A, 1), add_until(B, 4)], &[May::Pass, May::LoseReplies]);
+        fills_well(1, &[until(A, 1), until(B, 4)], &[May::Pass, May::LoseConnection]);
+        fills_well(1, &[until(A, 1), until(B, 4), add_until(B, 2)], &pass);
+    }
+}
+
+#[test]
+fn more_ends_than_cells_are_all_heeded() {
+    let mute = [May::Mute(A), May::Mute(B)];
+    fills_well(1, &[until(A, 4), until(A, 2), until(A, 1)], &mute);
+    fills_well(1, &[until(A, 4), until(A, 2), add_until(A, 1)], &[May::Pass, May::Mute(A)]);
+}
+
+#[test]
+fn who_loses_a_cell_has_an_unknown_end_at_most() {
+    let taken = [May::LoseCell];
+    fills_well(1, &[add_until(A, 1)], &taken);
+    fills_well(1, &[until(A, 1), until(B, 4)], &taken);
+    fills_well(1, &[until(A, 1), until(B, 4)], &[May::LoseCell, May::Mute(A)]);
+    fills_well(1, &[until(A, 1), add_until(A, 4)], &[May::LoseCell, May::Mute(A)]);
+}
+
+#[test]
+fn an_end_that_nobody_saw_is_unknown() {
+    fills_well(1, &[unparsed_until(A, 1)], &[]);
+    fills_well(1, &[unparsed_until(A, 1), until(B, 4)], &[]);
+}
+
+#[test]
+fn an_end_holds_though_an_acknowledgement_comes_after_bmc_lost_s() {
+    fills_well(1, &[until(A, 4), until(B, 2)], &[May::DelayReplies]);
+    if few(0, 1) > 0 {
+        fills_well(1, &[until(A, 4), until(B, 2), add_until(B, 4)], &[May::DelayReplies]);
     }
 }
 
@@ -469,13 +538,40 @@ fn the_number_of_a_slot_is_needed() {
 }
 
 #[test]
-fn a_record_must_be_exact_or_a_lower_bound() {
+fn every_end_must_be_a_candidate_until_another_write_says_otherwise() {
     let (sooner, later) = (until(A, 1), until(B, 4));
-    fails("OUTLIVES", gets(1), &[sooner, later], &[May::Mute(A)], &[Without::OrderOfSole]);
-    fails("OUTLIVES", gets(1), &[sooner, later], &[], &[Without::WordsOfEnd]);
-    fails("OUTLIVES", gets(1), &[sooner, later], &[], &[Without::EraseOfEnd]);
-    fails("OUTLIVES", gets(1), &[sooner, until(B, 2)], &[May::Mute(A)], &[Without::AtomicLess]);
-    fails("OUTLIVES", gets(1), &[sooner], &[May::LoseReplies], &[Without::LessOfBegin]);
+    let (pass, mute) = ([May::Pass], [May::Mute(A)]);
+    fails("OUTLIVES", gets(1), &[add_until(A, 1)], &pass, &[Without::Candidates]);
+    fails("OUTLIVES", gets(1), &[sooner], &[May::LoseReplies], &[Without::CandidateOfBegin]);
+    fails("OUTLIVES", gets(1), &[sooner, later], &mute, &[Without::AgeOfSole]);
+    let late = [until(A, 4), until(B, 1)];
+    fails("OUTLIVES", gets(1), &late, &[May::Mute(B)], &[Without::LookOfBegin]);
+    if few(0, 1) > 0 {
+        let same = [vivify_until(A, 4), until(B, 4), until(C, END)];
+        fails("OUTLIVES", gets(1), &same, &[], &[Without::CellOfEach]);
+        let writes = [until(A, 4), until(B, 2), add_until(B, 4)];
+        fails("OUTLIVES", gets(1), &writes, &[May::DelayReplies], &[Without::AgeOfEnd]);
+    }
+}
+
+#[test]
+fn it_must_be_known_how_late_a_write_may_have_been_applied() {
+    let lost = [May::Pass, May::LoseReplies];
+    fails("OUTLIVES", gets(1), &[until(A, 1)], &[May::Pass], &[Without::LateOfEnd]);
+    fails("OUTLIVES", gets(1), &[until(A, 4), until(B, 1)], &lost, &[Without::OpenOfBegin]);
+}
+
+#[test]
+fn firm_must_say_that_there_is_no_other_end() {
+    let writes = [until(A, 1), until(B, 4)];
+    let taken = [May::LoseCell, May::Mute(A)];
+    for without in
+        [Without::OrderOfSole, Without::WordsOfEnd, Without::DoubtOfEnd, Without::FirmOfOld]
+    {
+        fails("OUTLIVES", gets(1), &writes, &taken, &[without]);
+    }
+    fails("OUTLIVES", gets(1), &writes[..1], &taken, &[Without::DoubtOfTaken]);
+    fails("OUTLIVES", gets(1), &[unparsed_until(A, 1)], &[], &[Without::EpochOfFirm]);
 }
 
 // What is there for caution only: taken out, nothing changes.

@@ -9,7 +9,9 @@
 //!
 //! Left out: the parsing of streams and datagrams, so also what is told apart by
 //! sequence numbers; ages; which entry is evicted; memory that is not
-//! sequentially consistent.
+//! sequentially consistent; items that never end; that a reply comes later than
+//! `BMC_LOST_S` while another write's end is recorded, a matter of microseconds: it takes
+//! that one's count, so that a third one may think that it is alone.
 //!
 //! Time is a step that is possible only when what the protocol assumes holds:
 //!
@@ -18,6 +20,8 @@
 //!                           comes again, and is seen again.
 //!   `BMC_REPLY_NS` is over  when no reply of the cell is on its way
 //!   `BMC_LOST_S` is over    when the replies of all pending writes are lost
+//!
+//! Ends of items pass once, see system/ends.rs.
 //!
 //! W only ever grows, and is only compared with what it was. So its present
 //! generation is always 1 in a state; a copy that somebody holds has generation
@@ -32,23 +36,26 @@
 //!   STALE-ACKED    a GET returns what an acknowledged write had replaced before
 //!                  the GET began. Part of NONLIN; looked for alone where more
 //!                  cannot be had.
-//!   OUTLIVES       an entry ends later than its item
+//!   OUTLIVES       an entry ends later than its item: it was made to last longer, or as
+//!                  long as one of an unknown end although that one was seen
 //!   STALE-FOREVER  with nothing under way, an entry is not what memcached has
 //!   STUCK-ODD      with nothing under way, the bucket is locked
 //!   PEND-LEAK      with nothing under way, more is pending than is waited for
 //!   DUP-ENTRY      with nothing under way, a key has two entries
 
+mod ends;
 mod protocol;
 
 use std::fmt;
 
+use self::ends::{Candidate, LATER, Line, Outcome, Seen};
 use self::protocol::{Found, GEN, LOCK, PEND, is_clean};
 use crate::linear::{ABSENT, GETS, Orders, Value, WRITES, Writes};
 use crate::search::{Event, Model};
 
 pub(crate) const KEYS: usize = 2;
 const CELLS: usize = 2;
-const CONNECTIONS: usize = 2;
+const CONNECTIONS: usize = 3;
 const MANY: u8 = 0xf;
 /// The key of another bucket.
 const FOREIGN: u8 = 7;
@@ -77,6 +84,10 @@ pub(crate) enum Id {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Command {
     Set,
+    /// Stores if there is nothing; its reply says whether it did.
+    Add,
+    /// Likewise, but its reply does not say it.
+    Vivify,
     Delete,
     FlushAll,
     /// A set that nobody can parse.
@@ -89,8 +100,8 @@ pub(crate) struct Write {
     pub(crate) key: u8,
     pub(crate) command: Command,
     pub(crate) noreply: bool,
-    /// When its item ends: 1 is the soonest, the initial one's is [`END`].
-    /// 0: expiry is left out.
+    /// When its item ends, counted from when memcached applies it: 1 is the soonest, the
+    /// initial one's is [`END`]. 0: expiry is left out.
     pub(crate) end: u8,
 }
 
@@ -118,6 +129,10 @@ pub(crate) enum May {
     StallMemcached,
     /// Another bucket takes the slot.
     StealSlot,
+    /// Time passes, once: what ends sooner than the initial item has ended then.
+    Pass,
+    /// Another key takes one of the cells, once.
+    LoseCell,
     /// The cache falls asleep, once. Until a GET wakes it, what comes and goes over the
     /// connections is not seen at all. (It is, on its way in: that is for expiry.)
     Sleep,
@@ -168,14 +183,33 @@ pub(crate) enum Without {
     LeaseBeforeAnswer,
     /// `write_begin()`: looks at the quarantine after it has moved the word
     OrderOfSole,
-    /// `write_end()`: the record is exact if the word has not moved since
+    /// `write_tells()`: a write was alone if the word has not moved since
     WordsOfEnd,
-    /// `write_end()`: erases the record if its CAS fails
-    EraseOfEnd,
-    /// `walk_write()`: records the end, as a bound, when the write begins
-    LessOfBegin,
-    /// `expiry_less()`: nothing comes between its load and its store
-    AtomicLess,
+    /// `write_out()`: FIRM goes if its CAS fails
+    DoubtOfEnd,
+    /// `write_expects()`: the end is a candidate when the write begins
+    CandidateOfBegin,
+    /// A key has several candidates; without: the least
+    Candidates,
+    /// `write_expects()`: the candidate is open until the write is over
+    OpenOfBegin,
+    /// `write_candidate()`: how much later the write may have been applied
+    LateOfEnd,
+    /// `expiry_age()`: only if no other write can be on its way
+    AgeOfSole,
+    /// `expiry_look()`: what is to be OLD was there before the word moved
+    LookOfBegin,
+    /// `write_outcome()`: who may have been given up for lost takes nothing away
+    AgeOfEnd,
+    /// `expiry_close()`: FIRM goes on to the cell of whoever was not alone
+    /// only if it was in an OLD one
+    FirmOfOld,
+    /// `expiry_worth()`, `expiry_close()`: a cell that says the same is not enough
+    CellOfEach,
+    /// `expiry_put_at()`: FIRM goes before a cell is taken from another key
+    DoubtOfTaken,
+    /// `expiry_get()`: FIRM is of this epoch
+    EpochOfFirm,
     /// The quarantine of a lost connection's writes
     QuarantineOfLost,
     /// The quarantine of a segment that comes again
@@ -234,6 +268,7 @@ enum GetAt {
     Answered,
     Fill,
     FillEpoch,
+    FillEnds,
     Locked,
     Filling,
     Filled,
@@ -254,6 +289,9 @@ struct Reader {
     way: u8,
     /// The two halves of the value, copied one after the other.
     half: [Value; 2],
+    /// When the entry is to end, 0: unknown; and whether that is firm.
+    end: u8,
+    firm: bool,
     leased: bool,
     replies: u8,
     /// What was outdated when it began; `only_stale`.
@@ -265,6 +303,8 @@ struct Reader {
 enum WriteAt {
     #[default]
     Idle,
+    /// With expiry: what is recorded was looked at.
+    Looked,
     /// Without [`Without::OrderOfSole`]
     BeginsLate,
     Quarantined,
@@ -273,18 +313,19 @@ enum WriteAt {
     /// With expiry: what `OWED_SOLE` needs is loaded one by one.
     Looks,
     LooksAgain,
+    Ages,
     Records,
-    StoresLess,
     /// Without [`Without::WriterOrder`]
     QuarantineLast,
     QuarantineAllLast,
     GoesOn,
     Repeated,
     Applied,
-    EndRecords,
-    EndStoresLess,
+    EndForgets,
+    EndCloses,
+    EndLooks,
     EndCas,
-    EndErases,
+    EndDoubts,
     EndAgain,
     Ending,
     /// A noreply write, known to be applied.
@@ -312,13 +353,22 @@ struct Writer {
     abandoning: bool,
     /// `OWED_SOLE`
     sole: bool,
-    /// Its record is exact.
-    exact: bool,
+    /// What becomes of its candidate.
+    outcome: Outcome,
+    /// Its candidate has a cell of its own.
+    own: bool,
+    /// It began when time had passed; likewise for when it was applied.
+    began_later: bool,
+    applied_later: bool,
+    /// It was counted out, for all that can be known.
+    aged: bool,
+    /// It has changed something.
+    stored: bool,
     /// The words as loaded.
     word: u8,
     epoch: u8,
-    /// The record as loaded.
-    was: u8,
+    /// What was recorded before it began.
+    seen: Seen,
     /// What it will outdate; `only_stale`.
     outdates: u8,
 }
@@ -331,13 +381,6 @@ struct Slot {
     /// When it ends; 0 if the item's end is unknown.
     end: u8,
     half: [Value; 2],
-}
-
-/// When a key's item ends; 0: unknown.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-struct Record {
-    epoch: u8,
-    end: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -375,6 +418,7 @@ enum Wrong {
 
 /// Everything that anyone can know.
 #[derive(Clone, Copy, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct State {
     word: u8,
     epoch: u8,
@@ -386,7 +430,13 @@ pub(crate) struct State {
     /// 0: empty, else the key plus one
     ways: [u8; KEYS],
     slots: [Slot; KEYS],
-    records: [Record; KEYS],
+    lines: [Line; KEYS],
+    /// Time has passed.
+    later: bool,
+    /// How far another key is that takes a cell of key 0, which, and what was in it.
+    taker: u8,
+    taken: u8,
+    victim: Candidate,
     /// How far the bucket is that takes slot 0.
     thief: u8,
     memcached: [Value; KEYS],
@@ -446,18 +496,36 @@ impl System {
     }
 
     /// When the item with this value ends.
-    fn end_of(&self, value: Value) -> u8 {
-        if value == 0 { END } else { self.writes[value as usize - 1].end }
+    fn end_of(&self, s: &State, value: Value) -> u8 {
+        let Some(write) = usize::from(value).checked_sub(1) else { return END };
+        self.writes[write].end + if s.writers[write].applied_later { LATER } else { 0 }
     }
 
-    fn changes(&self, write: usize, key: usize) -> bool {
-        let write = &self.writes[write];
-        write.command == Command::FlushAll || write.key as usize == key
+    /// Whether that could be seen on the wire.
+    fn is_end_seen(&self, s: &State, value: Value) -> bool {
+        usize::from(value).checked_sub(1).is_none_or(|write| {
+            self.writes[write].command != Command::Unparsed && !s.writers[write].unseen
+        })
+    }
+
+    /// Whether memcached has an item for the key.
+    fn is_there(&self, s: &State, key: usize) -> bool {
+        let value = s.memcached[key];
+        value != ABSENT && !(self.may(May::Pass) && self.end_of(s, value) <= s.now())
+    }
+
+    fn changes(&self, s: &State, write: usize, key: usize) -> bool {
+        let Write { command, key: its, .. } = self.writes[write];
+        match command {
+            Command::FlushAll => true,
+            Command::Add | Command::Vivify => its as usize == key && s.writers[write].stored,
+            _ => its as usize == key,
+        }
     }
 
     fn value_of(&self, write: usize) -> Value {
         match self.writes[write].command {
-            Command::Set | Command::Unparsed => write as Value + 1,
+            Command::Set | Command::Add | Command::Vivify | Command::Unparsed => write as Value + 1,
             Command::Delete | Command::FlushAll => ABSENT,
         }
     }
@@ -465,7 +533,8 @@ impl System {
     fn writes_of(&self, s: &State, key: usize) -> Writes {
         let mut writes = Writes { begun: [false; WRITES], values: [0; WRITES] };
         for write in 0..self.writes.len() {
-            writes.begun[write] = self.changes(write, key) && s.writers[write].at != WriteAt::Idle;
+            writes.begun[write] =
+                self.changes(s, write, key) && s.writers[write].at != WriteAt::Idle;
             writes.values[write] = self.value_of(write);
         }
         writes
@@ -506,7 +575,8 @@ impl System {
             s.writers[write].outdates = 0;
             return;
         }
-        for key in (0..self.keys()).filter(|&key| self.changes(write, key)) {
+        for key in (0..self.keys()).filter(|&key| self.changes(&*s, write, key)).collect::<Vec<_>>()
+        {
             let writes = self.writes_of(s, key);
             s.orders[key].write_returns(write, &writes);
             assert!(!s.orders[key].is_empty(), "an unanswered write can be placed");
@@ -551,6 +621,7 @@ impl System {
                     && is_clean(s.word)
                     && s.ways[way] == slot.key + 1
                     && slot.epoch == s.epoch
+                    && (slot.end == 0 || slot.end > s.now())
             })
             .map(|way| &s.slots[way])
             .collect();
@@ -600,9 +671,9 @@ fn rank_epochs(s: &mut State) {
     let leases = s.leases.iter_mut().map(|lease| &mut lease.epoch);
     let slots = s.slots.iter_mut().map(|slot| &mut slot.epoch);
     let readers = s.readers.iter_mut().map(|r| &mut r.epoch);
-    let records = s.records.iter_mut().map(|record| &mut record.epoch);
+    let lines = s.lines.iter_mut().map(|line| &mut line.epoch);
     let writers = s.writers.iter_mut().map(|w| &mut w.epoch);
-    let others = records.chain(writers).chain([&mut s.epoch]);
+    let others = lines.chain(writers).chain([&mut s.epoch]);
     let mut held: Vec<_> = leases.chain(slots).chain(readers).chain(others).collect();
     held.sort_unstable();
     let (mut last, mut rank) = (0, 0);
@@ -617,7 +688,7 @@ impl fmt::Display for System {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} GETs", self.asks.len())?;
         for write in &self.writes {
-            let connection = ["A", "B"][write.connection as usize];
+            let connection = ["A", "B", "C"][write.connection as usize];
             write!(f, ", {connection} {:?}", write.command)?;
             if write.noreply {
                 write!(f, " noreply")?;
@@ -652,7 +723,11 @@ impl Model for System {
             flag: false,
             ways: [0; KEYS],
             slots: [empty; KEYS],
-            records: [Record { epoch: 1, end: END }; KEYS],
+            lines: [Line::new(END); KEYS],
+            later: false,
+            taker: 0,
+            taken: 0,
+            victim: Candidate::default(),
             thief: 0,
             memcached: [0; KEYS],
             readers: [Reader::default(); GETS],
@@ -738,10 +813,13 @@ impl Model for System {
         if s.quarantine || s.quarantine_all {
             state += ", quarantine";
         }
+        if s.later {
+            state += ", later";
+        }
         for key in 0..self.keys() {
             state += &format!("; memcached {}", value(s.memcached[key]));
             if self.expires() {
-                state += &format!("; record {}", s.records[key].end);
+                state += &format!("; {}", s.lines[key].show());
             }
         }
         for way in (0..self.keys()).filter(|&way| s.ways[way] != 0) {

@@ -3,10 +3,11 @@
 //! step is called starts with the C function that it is part of, so that the
 //! two can be read side by side.
 
+use super::ends::{CELLS_OF_LINE, Candidate, LATER, Late, Outcome};
 use super::{
     Ask, CELLS, CONNECTIONS, Cell, Command, Connection, FOREIGN, FOREIGN_VALUE, GetAt, Id, KEYS,
-    Lease, MANY, May, Reader, Record, Sleep, State, Step, System, Who, Without, Write, WriteAt,
-    Writer, Wrong,
+    Lease, MANY, May, Reader, Sleep, State, Step, System, Who, Without, Write, WriteAt, Writer,
+    Wrong,
 };
 use crate::linear::ABSENT;
 use crate::search::Event;
@@ -52,23 +53,12 @@ fn is_same(word: u8, held: u8) -> bool {
     word / GEN == held / GEN
 }
 
-impl State {
-    /// `expiry_get()`
-    fn record(&self, key: usize, epoch: u8) -> u8 {
-        let record = self.records[key];
-        if record.epoch == epoch { record.end } else { 0 }
-    }
-
-    /// `expiry_put()`
-    fn put(&mut self, key: usize, epoch: u8, end: u8) {
-        self.records[key] = if end == 0 { Record::default() } else { Record { epoch, end } };
-    }
-}
-
 impl Writer {
     /// What it knew of the words is of no use any more.
     fn forget(&mut self, at: WriteAt) {
-        *self = Self { at, sole: false, exact: false, word: 0, epoch: 0, ..*self };
+        let outcome = Outcome::default();
+        *self = Self { at, sole: false, outcome, own: false, word: 0, epoch: 0, ..*self };
+        self.seen = Default::default();
     }
 
     /// To memcached; what it knows is for `write_end()`, if that follows.
@@ -144,6 +134,7 @@ impl System {
                         && slot.seq & 1 == 0
                         && slot.key == ask.key
                         && slot.epoch == r.epoch
+                        && (slot.end == 0 || slot.end > s.now())
                 });
                 if let Some(way) = way {
                     steps.go("find: entry, copies half of it", |n| {
@@ -235,8 +226,14 @@ impl System {
     fn reply_steps(&self, steps: &mut Steps<'_>, get: usize) {
         match steps.s.readers[get].at {
             GetAt::Passed => {
+                let key = self.asks[get].key as usize;
+                let ended = steps.s.memcached[key] != ABSENT && !self.is_there(steps.s, key);
+                if ended {
+                    steps.go("memcached finds that it has ended", |n| self.lost(n, get));
+                    return;
+                }
                 steps.go("memcached reads", |n| {
-                    n.readers[get].half[0] = n.memcached[self.asks[get].key as usize];
+                    n.readers[get].half[0] = n.memcached[key];
                     n.readers[get].at = GetAt::Read;
                 });
                 if self.may(May::LoseGets) {
@@ -274,7 +271,6 @@ impl System {
 
     fn fill_steps(&self, steps: &mut Steps<'_>, get: usize) {
         let ask = self.asks[get];
-        let key = ask.key as usize;
         let s = steps.s;
         let r = s.readers[get];
         match r.at {
@@ -285,13 +281,18 @@ impl System {
                     self.returns(n, get, r.half[0]);
                 }
             }),
-            GetAt::FillEpoch if s.word == r.word => steps.go("cache_fill: CAS W to LOCK", |n| {
-                n.word |= LOCK;
-                n.readers[get].at = GetAt::Locked;
-            }),
-            GetAt::FillEpoch => steps.go("cache_fill: CAS W fails, replies", |n| {
-                self.returns(n, get, r.half[0]);
-            }),
+            GetAt::FillEpoch if self.expires() => self.life_step(steps, get),
+            GetAt::FillEpoch | GetAt::FillEnds if s.word == r.word => {
+                steps.go("cache_fill: CAS W to LOCK", |n| {
+                    n.word |= LOCK;
+                    n.readers[get].at = GetAt::Locked;
+                });
+            }
+            GetAt::FillEpoch | GetAt::FillEnds => {
+                steps.go("cache_fill: CAS W fails, replies", |n| {
+                    self.returns(n, get, r.half[0]);
+                });
+            }
             GetAt::Locked => {
                 let keys = self.keys();
                 let own = (0..keys)
@@ -302,14 +303,13 @@ impl System {
                 match own.or(empty) {
                     Some(way) if s.slots[way].seq & 1 == 0 => {
                         steps.go("cache_fill: takes a slot, writes half", |n| {
-                            let end = n.record(key, r.epoch);
                             let slot = &mut n.slots[way];
                             slot.seq += 1;
                             slot.key = ask.key;
                             slot.epoch =
                                 if self.without(Without::EpochOfLease) { n.epoch } else { r.epoch };
                             slot.half[0] = r.half[0];
-                            slot.end = end;
+                            slot.end = r.end;
                             n.readers[get].way = way as u8;
                             n.readers[get].at = GetAt::Filling;
                         });
@@ -334,8 +334,9 @@ impl System {
                 steps.go("cache_fill: CAS W, published, FILL; replies", |n| {
                     n.word = r.word + GEN;
                     self.returns(n, get, r.half[0]);
-                    let end = n.slots[r.way as usize].end;
-                    if self.expires() && end > self.end_of(r.half[0]) {
+                    let later = r.end == 0 || r.end > self.end_of(n, r.half[0]);
+                    let known = self.is_end_seen(n, r.half[0]) && n.taker != 2;
+                    if self.expires() && later && (known || r.firm) {
                         n.wrong = Wrong::Outlives;
                     }
                 });
@@ -368,6 +369,22 @@ impl System {
             }),
             _ => (),
         }
+    }
+
+    fn life_step(&self, steps: &mut Steps<'_>, get: usize) {
+        steps.go("cache_fill: expiry_life", |n| {
+            let r = n.readers[get];
+            let line = n.lines[self.asks[get].key as usize];
+            let any = self.without(Without::EpochOfFirm);
+            let (end, firm) = line.get(if any { line.epoch } else { r.epoch }, n.now());
+            if end == 0 || end > n.now() {
+                n.readers[get].end = end;
+                n.readers[get].firm = firm;
+                n.readers[get].at = GetAt::FillEnds;
+            } else {
+                self.returns(n, get, r.half[0]);
+            }
+        });
     }
 
     fn load_word(&self, n: &mut State, get: usize) {
@@ -516,13 +533,20 @@ impl System {
                 n.writers[write].in_all = n.sleep == Sleep::Wakes;
                 n.writers[write].at = WriteAt::GoesOn;
             }),
-            WriteAt::Idle if spec.end > 0 && self.without(Without::OrderOfSole) => {
+            WriteAt::Idle if spec.end > 0 && self.is_parsed(write) => {
+                steps.go("walk_write: expiry_look", |n| {
+                    n.writers[write].seen = n.lines[key].look();
+                    n.writers[write].began_later = n.later;
+                    n.writers[write].at = WriteAt::Looked;
+                });
+            }
+            WriteAt::Looked if self.without(Without::OrderOfSole) => {
                 steps.go("write_begin: loads the quarantine", |n| {
                     n.writers[write].sole = !n.quarantine;
                     n.writers[write].at = WriteAt::BeginsLate;
                 });
             }
-            WriteAt::Idle | WriteAt::BeginsLate => {
+            WriteAt::Idle | WriteAt::Looked | WriteAt::BeginsLate => {
                 let (what, begun) = self.write_begin(s, write);
                 steps.go(what, |n| *n = begun);
             }
@@ -533,16 +557,23 @@ impl System {
             WriteAt::LooksAgain => steps.go("write_begin: loads G's quarantine", |n| {
                 n.writers[write].sole &= !n.quarantine_all;
                 n.writers[write].epoch = n.epoch;
+                let ages = n.writers[write].sole || self.without(Without::AgeOfSole);
+                n.writers[write].at = if ages { WriteAt::Ages } else { WriteAt::Records };
+            }),
+            WriteAt::Ages => steps.go("write_expects: expiry_age", |n| {
+                let there = n.lines[key].look();
+                let seen = if self.without(Without::LookOfBegin) { there } else { w.seen };
+                n.lines[key].age(seen);
                 n.writers[write].at = WriteAt::Records;
             }),
-            WriteAt::Records if self.without(Without::LessOfBegin) => {
+            WriteAt::Records if self.without(Without::CandidateOfBegin) => {
                 steps.go("goes on", |n| n.writers[write].goes_on());
             }
-            WriteAt::Records => steps.go("walk_write: expiry_less", |n| {
-                self.less(n, write, WriteAt::StoresLess, WriteAt::GoesOn);
-            }),
-            WriteAt::StoresLess => steps.go("walk_write: stores the lesser end", |n| {
-                n.put(key, w.epoch, spec.end);
+            WriteAt::Records => steps.go("write_expects: expiry_put, goes on", |n| {
+                let open = w.pending && !self.without(Without::OpenOfBegin);
+                let late = if open { Late::Open } else { Late::Not };
+                let new = Candidate::new(spec.end + n.now(), late);
+                n.writers[write].own = self.put(n, key, new);
                 n.writers[write].goes_on();
             }),
             WriteAt::Quarantined => steps.go("write_begin: adds GEN to W", |n| {
@@ -606,8 +637,13 @@ impl System {
                             n.had |= 1 << n.memcached[0];
                             n.writers[write].outdates = n.had;
                         }
-                        for key in (0..self.keys()).filter(|&key| self.changes(write, key)) {
-                            n.memcached[key] = self.value_of(write);
+                        let key = self.writes[write].key as usize;
+                        n.writers[write].applied_later = n.later;
+                        n.writers[write].stored = !self.is_there(n, key);
+                        for key in 0..self.keys() {
+                            if self.changes(n, write, key) {
+                                n.memcached[key] = self.value_of(write);
+                            }
                         }
                     });
                 }
@@ -642,12 +678,16 @@ impl System {
         if spec.noreply || !self.before(write).all(|earlier| answered(&earlier)) {
             return;
         }
+        let ends = |w: &Writer| (WriteAt::EndForgets..=WriteAt::EndAgain).contains(&w.at);
+        if writers.iter().any(|w| ends(w) && (w.aged || writers[write].aged)) {
+            return; // see system.rs
+        }
         if self.may(May::LoseReplies) {
             steps.go("its reply is lost", |n| n.writers[write].at = WriteAt::ReplyLost);
         }
         let waits = |earlier: usize| {
             let at = writers[earlier].at;
-            at == WriteAt::ReplyLost || (WriteAt::EndRecords..=WriteAt::Ending).contains(&at)
+            at == WriteAt::ReplyLost || (WriteAt::EndForgets..=WriteAt::Ending).contains(&at)
         };
         if self.before(write).any(waits) {
             return;
@@ -673,7 +713,7 @@ impl System {
         let w = writers[write];
         if let Some(silent) = self.before(write).find(unanswered).filter(|_| !mute) {
             steps.go("its reply leaves: write_end of an earlier noreply", |n| {
-                self.write_end_first(n, silent);
+                self.write_end_first(n, silent, self.writes[silent].command == Command::Set);
                 if n.writers[silent].at == WriteAt::Applied {
                     n.writers[silent].at = WriteAt::Retired;
                 }
@@ -687,7 +727,7 @@ impl System {
             });
         } else {
             steps.go("its reply leaves: write_end", |n| {
-                self.write_end_first(n, write);
+                self.write_end_first(n, write, spec.command != Command::Vivify);
                 if n.writers[write].at == WriteAt::Applied {
                     self.acked(n, write);
                 }
@@ -701,40 +741,43 @@ impl System {
         let s = steps.s;
         let w = s.writers[write];
         match w.at {
-            WriteAt::EndRecords if w.exact => steps.go("write_end: stores the exact end", |n| {
-                n.put(key, w.epoch, spec.end);
+            WriteAt::EndForgets => steps.go("write_tells: expiry_close, OLD ones go", |n| {
+                n.lines[key].forget_old(w.outcome, w.epoch);
+                n.writers[write].at = WriteAt::EndCloses;
+            }),
+            WriteAt::EndCloses => steps.go("write_tells: expiry_close", |n| {
+                self.close(n, write, w.outcome);
+                n.writers[write].at = match w.outcome {
+                    Outcome::Only if self.flushes() => WriteAt::EndLooks,
+                    _ if is_pending(w.word) => WriteAt::EndCas,
+                    _ => WriteAt::EndAgain,
+                };
+            }),
+            WriteAt::EndLooks => steps.go("write_out: looks at G", |n| {
+                if n.epoch != w.epoch {
+                    n.lines[key].doubt();
+                }
                 n.writers[write].at = WriteAt::EndCas;
             }),
-            WriteAt::EndRecords => steps.go("write_end: expiry_less", |n| {
-                self.less(n, write, WriteAt::EndStoresLess, WriteAt::EndCas);
-            }),
-            WriteAt::EndStoresLess => steps.go("write_end: stores the lesser end", |n| {
-                n.put(key, w.epoch, spec.end);
-                n.writers[write].at = WriteAt::EndCas;
-            }),
-            WriteAt::EndCas if s.word == w.word => steps.go("write_end: CAS W", |n| {
+            WriteAt::EndCas if s.word == w.word => steps.go("write_out: CAS W", |n| {
                 n.writers[write].forget(WriteAt::Applied);
                 self.write_end(n, write);
                 self.ended(n, write);
             }),
-            WriteAt::EndCas => steps.go("write_end: CAS W fails", |n| {
-                let erases = w.exact && !self.without(Without::EraseOfEnd);
-                n.writers[write].forget(if erases {
-                    WriteAt::EndErases
-                } else {
-                    WriteAt::EndAgain
-                });
+            WriteAt::EndCas => steps.go("write_out: CAS W fails", |n| {
+                let firm = w.outcome == Outcome::Only && !self.without(Without::DoubtOfEnd);
+                n.writers[write].forget(if firm { WriteAt::EndDoubts } else { WriteAt::EndAgain });
             }),
-            WriteAt::EndErases => steps.go("write_end: erases the record", |n| {
-                n.put(key, n.epoch, 0);
+            WriteAt::EndDoubts => steps.go("write_out: expiry_doubt", |n| {
+                n.lines[key].doubt();
                 n.writers[write].at = WriteAt::EndAgain;
             }),
-            WriteAt::EndAgain => steps.go("write_end: CAS W again", |n| {
+            WriteAt::EndAgain => steps.go("write_out: CAS W again", |n| {
                 n.writers[write].at = WriteAt::Applied;
                 self.write_end(n, write);
                 self.ended(n, write);
             }),
-            WriteAt::Ending => steps.go("write_end: clears all ways", |n| {
+            WriteAt::Ending => steps.go("write_out: clears all ways", |n| {
                 n.ways = [0; KEYS];
                 n.writers[write].at = WriteAt::Applied;
                 self.ended(n, write);
@@ -753,21 +796,34 @@ impl System {
         }
     }
 
-    /// `expiry_less()` of a record that may only become less.
-    fn less(&self, n: &mut State, write: usize, stores: WriteAt, then: WriteAt) {
-        let Write { key, end, .. } = self.writes[write];
-        let epoch = n.writers[write].epoch;
-        let was = n.record(key as usize, epoch);
-        if was <= end {
-            n.writers[write].at = then;
-        } else if self.without(Without::AtomicLess) {
-            n.writers[write].at = stores;
-        } else {
-            n.put(key as usize, epoch, end);
-            n.writers[write].at = then;
+    /// Its end can be seen on the wire.
+    fn is_parsed(&self, write: usize) -> bool {
+        !matches!(self.writes[write].command, Command::FlushAll | Command::Unparsed)
+    }
+
+    /// `expiry_put()`
+    fn put(&self, n: &mut State, key: usize, new: Candidate) -> bool {
+        if self.without(Without::Candidates) {
+            n.lines[key].put_least(new);
+            return true;
         }
-        if n.writers[write].at == WriteAt::GoesOn {
-            n.writers[write].goes_on();
+        n.lines[key].put(new, n.now(), self.without(Without::CellOfEach))
+    }
+
+    /// `expiry_close()`, but for what is OLD.
+    fn close(&self, n: &mut State, write: usize, outcome: Outcome) {
+        let (w, key) = (n.writers[write], self.writes[write].key as usize);
+        let end = self.writes[write].end + if w.began_later { LATER } else { 0 };
+        let late = w.began_later != n.later && !self.without(Without::LateOfEnd);
+        let own = Candidate::new(end, if late { Late::Once } else { Late::Not });
+        if self.without(Without::Candidates) {
+            n.lines[key].put_least(own);
+            return;
+        }
+        let (now, same) = (n.now(), self.without(Without::CellOfEach));
+        n.lines[key].close(own, outcome, now, same);
+        if outcome == Outcome::Last && self.without(Without::FirmOfOld) {
+            n.lines[key].make_firm(own, w.epoch);
         }
     }
 
@@ -832,22 +888,32 @@ impl System {
         ("write_begin: adds GEN + PEND to W", n)
     }
 
-    /// The first round of `write_end()`, up to what it decides on.
-    fn write_end_first(&self, n: &mut State, write: usize) {
-        if !is_pending(n.word) {
-            n.put(self.writes[write].key as usize, n.epoch, 0);
-        }
-        if self.writes[write].end == 0 || !is_pending(n.word) {
+    /// `write_end()`, up to what it decides on. `tells`: its reply says whether the
+    /// write did something.
+    fn write_end_first(&self, n: &mut State, write: usize, tells: bool) {
+        if self.writes[write].end == 0 || !self.is_parsed(write) {
             self.write_end(n, write);
             return;
         }
         let (word, epoch) = (n.word, n.epoch);
+        let did = n.writers[write].stored || self.writes[write].command == Command::Set;
         let w = &mut n.writers[write];
-        let words = is_same(word, w.word) && epoch == w.epoch;
-        w.exact = w.sole && !n.quarantine_all && (words || self.without(Without::WordsOfEnd));
+        let same = is_same(word, w.word) && epoch == w.epoch;
+        let words = same || self.without(Without::WordsOfEnd);
+        let alone = is_pending(word) && w.sole && !n.quarantine_all && words;
+        let young = !w.aged || self.without(Without::AgeOfEnd);
+        w.outcome = match (tells && is_pending(word), did) {
+            (true, true) if young && alone => Outcome::Only,
+            (true, true) if young => Outcome::Last,
+            (true, false) if alone && w.own => Outcome::None,
+            _ => Outcome::Stays,
+        };
         w.word = word;
         w.epoch = epoch;
-        w.at = WriteAt::EndRecords;
+        w.at = match w.outcome {
+            Outcome::Last | Outcome::Only => WriteAt::EndForgets,
+            _ => WriteAt::EndCloses,
+        };
     }
 
     /// If nothing is left to do, its reply leaves.
@@ -889,6 +955,47 @@ impl System {
         }
         if self.may(May::StealSlot) {
             thief_steps(steps);
+        }
+        if self.may(May::Pass) && !s.later {
+            pass_steps(steps);
+        }
+        if self.may(May::LoseCell) {
+            self.taker_steps(steps);
+        }
+    }
+
+    /// `expiry_put_at()` of another key that shares the line, and finds no better cell.
+    fn taker_steps(&self, steps: &mut Steps<'_>) {
+        let s = steps.s;
+        match s.taker {
+            0 => {
+                for cell in 0..CELLS_OF_LINE {
+                    let Some(victim) = s.lines[0].wants(cell) else { continue };
+                    steps.go("another key: expiry_doubt", |n| {
+                        n.taker = 1;
+                        n.taken = cell as u8;
+                        n.victim = victim;
+                        if self.without(Without::DoubtOfTaken) {
+                            n.victim = n.lines[0].look()[cell];
+                        } else {
+                            n.lines[0].doubt();
+                        }
+                    });
+                }
+            }
+            1 => {
+                let cell = s.taken as usize;
+                let taken = s.lines[0].look()[cell] == s.victim;
+                steps.go("another key: takes the cell, or not", |n| {
+                    n.taker = if taken { 2 } else { 3 };
+                    n.taken = 0;
+                    n.victim = Candidate::default();
+                    if taken {
+                        n.lines[0].lose(cell);
+                    }
+                });
+            }
+            _ => (),
         }
     }
 
@@ -936,7 +1043,10 @@ impl System {
                 || spec.noreply && w.at == WriteAt::Applied
         };
         let may_lose = self.may(May::LoseReplies) || self.may(May::Sleep);
+        // Nor does a write's last program.
+        let ends = |w: &Writer| (WriteAt::EndForgets..WriteAt::EndAgain).contains(&w.at);
         if is_pending(s.word)
+            && !s.writers.iter().any(ends)
             && (self.may(May::StallMemcached)
                 || self.may(May::DelayReplies)
                     && s.writers.iter().all(|w| !w.pending || w.at >= WriteAt::Applied)
@@ -944,6 +1054,7 @@ impl System {
         {
             steps.go("BMC_LOST_S is over: bucket_reap", |n| {
                 n.word = (n.word & !(GEN - PEND)) + GEN;
+                n.writers.iter_mut().filter(|w| w.pending).for_each(|w| w.aged = true);
             });
         }
     }
@@ -962,7 +1073,9 @@ impl System {
                 spec.connection as usize == c && w.at != WriteAt::Idle && w.at < WriteAt::GoesOn
             };
             let connection = s.connections[c];
+            let is_used = self.writes.iter().any(|write| write.connection as usize == c);
             if self.may(May::LoseConnection)
+                && is_used
                 && !connection.mute
                 && !s.writers.iter().zip(&self.writes).any(arriving)
             {
@@ -1003,7 +1116,7 @@ impl System {
         let pending = s.writers.iter().zip(&self.writes).position(|(w, spec)| {
             spec.connection as usize == connection
                 && w.pending
-                && !(WriteAt::EndRecords..=WriteAt::Ending).contains(&w.at)
+                && !(WriteAt::EndForgets..=WriteAt::Ending).contains(&w.at)
         });
         let Some(write) = pending else {
             steps
@@ -1018,11 +1131,8 @@ impl System {
                 for w in n.writers.iter_mut().filter(|w| w.pending && w.at < WriteAt::Applied) {
                     w.in_bucket |= n.quarantine;
                 }
-                let Write { key, end, .. } = self.writes[write];
-                if !is_pending(n.word) {
-                    n.put(key as usize, n.epoch, 0);
-                } else if end > 0 && end < n.record(key as usize, n.epoch) {
-                    n.put(key as usize, n.epoch, end);
+                if self.writes[write].end > 0 && self.is_parsed(write) {
+                    self.close(n, write, Outcome::Stays);
                 }
                 self.write_end(n, write);
                 n.writers[write].abandoning = false;
@@ -1066,5 +1176,21 @@ fn thief_steps(steps: &mut Steps<'_>) {
             n.thief = 4;
         }),
         _ => (),
+    }
+}
+
+/// Much time passes: more than a program runs, a reply is under way, or whoever counts
+/// on a quarantine is not applied.
+fn pass_steps(steps: &mut Steps<'_>) {
+    let s = steps.s;
+    let runs = |r: &Reader| !matches!(r.at, GetAt::Idle | GetAt::Passed | GetAt::Done);
+    let ends = |w: &Writer| {
+        WriteAt::Idle < w.at && w.at < WriteAt::GoesOn
+            || (WriteAt::EndForgets..=WriteAt::Ending).contains(&w.at)
+            || (w.in_bucket || w.in_all) && w.at < WriteAt::Applied
+            || w.abandoning
+    };
+    if !s.readers.iter().any(runs) && !s.writers.iter().any(ends) {
+        steps.go("time passes", |n| n.later = true);
     }
 }
