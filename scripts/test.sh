@@ -19,6 +19,8 @@
 #   BMC_CHURN_SECONDS=N how long tests/churn.rs asks for each size (12)
 #   BMC_TRANSPARENT_COMMANDS=N
 #                       commands of tests/transparent (20000)
+#   BMC_ENDS_SECONDS=N  how long tests/transparent/ends.rs goes on (25); a thorough run
+#                       takes 600
 #   BMC_FUZZ_RUNS=N     frames of tests/datapath/fuzz.rs (200000)
 #   BMC_TEST_SEED=N     seed of random tests; a failing one prints its own
 #   BMC_CLANG=PATH      the clang that builds what is tested (the newest found)

@@ -3,13 +3,14 @@
 //! behind bmc and one alone, and must answer the same. Root only.
 //!
 //! `BMC_TRANSPARENT_COMMANDS` sets how many commands, GETs that check not
-//! counted; `BMC_TEST_SEED` which.
+//! counted; `BMC_TEST_SEED` which; `BMC_ENDS_SECONDS` how long ends.rs goes on.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
 mod differs;
+mod ends;
 mod expiry;
 mod lane;
 mod pair;
