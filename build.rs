@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Compiles the programs in `bpf/` and turns them into the skeletons of
-//! `src/skel.rs`, and the library of `src/workers.rs`.
+//! `src/skel.rs`, and the library of `src/memcached/reuseport.rs`.
 
 use std::env;
 use std::error::Error;
@@ -30,7 +30,7 @@ fn main() {
 fn build() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-changed=vmlinux");
-    println!("cargo::rerun-if-changed=src/preload.c");
+    println!("cargo::rerun-if-changed=src/memcached/preload.c");
     println!("cargo::rerun-if-env-changed=BMC_CLANG");
     println!("cargo::rerun-if-env-changed=CC");
 
@@ -55,11 +55,11 @@ fn build() -> Result<(), Box<dyn Error>> {
     let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
     let status = Command::new(&compiler)
         .args(["-shared", "-fPIC", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o"])
-        .args([out.join("preload.so"), root.join("src/preload.c")])
+        .args([out.join("preload.so"), root.join("src/memcached/preload.c")])
         .status()
         .map_err(|err| format!("cannot run {}: {err}", compiler.to_string_lossy()))?;
     if !status.success() {
-        return Err("cannot build src/preload.c".into());
+        return Err("cannot build src/memcached/preload.c".into());
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ done
 stage "cargo fmt" cargo fmt --check
 if clang_format=$(command -v clang-format-19); then
 	stage "clang-format" "$clang_format" --style=file:bpf/.clang-format \
-		--dry-run --Werror bpf/*.[ch] src/*.c tests/fuzz/*.[ch]
+		--dry-run --Werror bpf/*.[ch] src/*/*.c tests/fuzz/*.[ch]
 else
 	skip "clang-format" "clang-format-19 is missing"
 fi

@@ -3,23 +3,12 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
-pub mod attach;
-pub mod bench;
 pub mod cli;
-pub mod doctor;
-pub mod entries;
-pub mod hook;
+pub mod command;
+pub mod host;
 pub mod instance;
-pub mod kernel;
-pub mod layout;
+pub mod load;
 pub mod memcached;
 pub mod message;
-pub mod metrics;
-pub mod netlink;
-pub mod output;
-pub mod random;
 pub mod skel;
-pub mod stats;
-pub mod system;
-pub mod top;
-pub mod workers;
+pub mod view;

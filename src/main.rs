@@ -6,20 +6,20 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bmc::attach;
-use bmc::bench;
 use bmc::cli::Cli;
 use bmc::cli::Command;
-use bmc::doctor;
-use bmc::entries;
+use bmc::command::attach;
+use bmc::command::bench;
+use bmc::command::doctor;
+use bmc::command::status as output;
+use bmc::command::top;
+use bmc::host::facts as system;
 use bmc::instance;
 use bmc::instance::NotAttached;
+use bmc::memcached::reuseport as workers;
 use bmc::message;
-use bmc::output;
-use bmc::stats;
-use bmc::system;
-use bmc::top;
-use bmc::workers;
+use bmc::view::counters as stats;
+use bmc::view::entries;
 use clap::CommandFactory as _;
 
 fn main() -> ExitCode {

@@ -19,11 +19,11 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
+use bmc::host::facts as system;
+use bmc::host::sys as kernel;
 use bmc::instance::Dir;
 use bmc::instance::set_idle;
-use bmc::kernel;
 use bmc::skel::BmcSkelBuilder;
-use bmc::system;
 use libbpf_rs::Xdp;
 use libbpf_rs::XdpFlags;
 use libbpf_rs::skel::OpenSkel as _;

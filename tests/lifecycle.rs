@@ -18,12 +18,12 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
 
-use bmc::hook::Place;
+use bmc::host::facts as system;
+use bmc::host::sys as kernel;
+use bmc::host::sys::LinkType;
 use bmc::instance::Dir;
+use bmc::instance::hook::Place;
 use bmc::instance::set_idle;
-use bmc::kernel;
-use bmc::kernel::LinkType;
-use bmc::system;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use nix::errno::Errno;

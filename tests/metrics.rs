@@ -24,11 +24,11 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::kernel::end_with_us;
-use bmc::metrics::Family;
-use bmc::metrics::families;
-use bmc::stats::COUNTERS;
-use bmc::stats::GROUPS;
+use bmc::host::sys::end_with_us;
+use bmc::view::counters::COUNTERS;
+use bmc::view::counters::GROUPS;
+use bmc::view::prometheus::Family;
+use bmc::view::prometheus::families;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;

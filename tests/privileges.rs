@@ -11,7 +11,7 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
-use bmc::kernel::end_with_us;
+use bmc::host::sys::end_with_us;
 use serde_json::Value;
 
 use common::Net;

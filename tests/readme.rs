@@ -60,17 +60,17 @@ fn names_only_options_that_exist() {
 #[test]
 fn explains_messages_that_the_tool_prints() {
     let sources: String = [
-        "attach",
-        "doctor/host",
-        "doctor/interface",
-        "doctor/memcached",
-        "hook",
-        "instance",
-        "memcached",
+        "command/attach",
+        "command/doctor/host",
+        "command/doctor/interface",
+        "command/doctor/memcached",
+        "instance/hook",
+        "instance/mod",
+        "memcached/probe",
         "message",
-        "output",
-        "system",
-        "workers",
+        "command/status",
+        "host/facts",
+        "memcached/reuseport",
     ]
     .map(|name| read(&format!("src/{name}.rs")))
     .concat()

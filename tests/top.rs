@@ -369,7 +369,7 @@ fn gives_the_terminal_back_however_it_ends() {
 #[test]
 fn panics_where_it_is_told_to() {
     if std::env::var_os("BMC_TEST_PANIC").is_some() {
-        let _ = bmc::top::on_terminal(|_| -> anyhow::Result<()> { panic!("for a test") });
+        let _ = bmc::command::top::on_terminal(|_| -> anyhow::Result<()> { panic!("for a test") });
     }
 }
 

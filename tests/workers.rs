@@ -21,8 +21,8 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use bmc::bench::net::cpus;
-use bmc::bench::net::pin;
+use bmc::command::bench::net::cpus;
+use bmc::command::bench::net::pin;
 use common::Net;
 use common::PATIENCE;
 use common::Process;

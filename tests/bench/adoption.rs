@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::bench::report::median;
+use bmc::command::bench::report::median;
 use common::Bmc;
 use common::Memcached;
 use common::Net;

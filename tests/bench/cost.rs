@@ -6,7 +6,7 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 
-use bmc::kernel::prog_info;
+use bmc::host::sys::prog_info;
 use bmc::skel::bench::BenchSkel;
 use bmc::skel::bench::BenchSkelBuilder;
 use libbpf_rs::OpenObject;

@@ -23,8 +23,8 @@ mod packet;
 use std::mem::offset_of;
 use std::time::Duration;
 
-use bmc::layout::Layout;
-use bmc::random::Rng;
+use bmc::command::bench::random::Rng;
+use bmc::load::layout::Layout;
 use bmc::skel::types::bmc_slot;
 use fixture::Bmc;
 use fixture::Config;

@@ -20,8 +20,8 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::bench::net::pin;
-use bmc::bench::report::median;
+use bmc::command::bench::net::pin;
+use bmc::command::bench::report::median;
 use bmc::skel::bench::BenchSkel;
 use bmc::skel::bench::types;
 use cost::Counting;

@@ -20,8 +20,8 @@ mod packet;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-use bmc::bench::report::median;
-use bmc::random::Rng;
+use bmc::command::bench::random::Rng;
+use bmc::command::bench::report::median;
 use cost::Counting;
 use cost::cost;
 use fixture::Bmc;

@@ -29,9 +29,9 @@ use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::bench::net::attach;
-use bmc::bench::report::median;
-use bmc::bench::report::ratio;
+use bmc::command::bench::net::attach;
+use bmc::command::bench::report::median;
+use bmc::command::bench::report::ratio;
 use bmc::skel::flood::FloodSkel;
 use bmc::skel::flood::FloodSkelBuilder;
 use bmc::skel::flood::types::bmc_flood;

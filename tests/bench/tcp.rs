@@ -37,11 +37,11 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use bmc::bench::net::attach;
-use bmc::bench::report::median;
+use bmc::command::bench::net::attach;
+use bmc::command::bench::report::median;
+use bmc::host::sys as kernel;
 use bmc::instance::Activity;
 use bmc::instance::Instance;
-use bmc::kernel;
 use bmc::skel::types::bmc_global;
 use common::Bmc;
 use common::Memcached;

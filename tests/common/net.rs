@@ -20,9 +20,9 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
-use bmc::kernel::prog_info;
+use bmc::host::facts as system;
+use bmc::host::sys::prog_info;
 use bmc::skel::BmcSkelBuilder;
-use bmc::system;
 use libbpf_rs::Link;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! What tests draw at random, so that it can be had again.
 
-pub use bmc::random::Rng;
+pub use bmc::command::bench::random::Rng;
 
 /// What only tests draw.
 pub trait RngExt {

@@ -4,8 +4,8 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bmc::bench::net::cpus;
-use bmc::bench::net::pin;
+use bmc::command::bench::net::cpus;
+use bmc::command::bench::net::pin;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::sleep;
 use std::time::Duration;
 
-use bmc::bench::net::cpus;
-use bmc::bench::net::pin;
+use bmc::command::bench::net::cpus;
+use bmc::command::bench::net::pin;
 
 use crate::connection::Connection;
 use crate::fixture::Bmc;

@@ -22,7 +22,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use bmc::cli::Cli;
-use bmc::kernel::end_with_us;
+use bmc::host::sys::end_with_us;
 use clap::CommandFactory as _;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;

@@ -14,10 +14,10 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::kernel::LinkType;
-use bmc::kernel::link_create;
+use bmc::host::facts as system;
+use bmc::host::sys::LinkType;
+use bmc::host::sys::link_create;
 use bmc::skel::chaos::ChaosSkelBuilder;
-use bmc::system;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;

@@ -28,8 +28,8 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use bmc::host::sys as kernel;
 use bmc::instance::Instance;
-use bmc::kernel;
 use bmc::skel::types::bmc_global;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;

@@ -6,7 +6,7 @@
 mod closed;
 mod mixed;
 
-pub use bmc::bench::SETTLED;
+pub use bmc::command::bench::SETTLED;
 pub use closed::Batch;
 pub use closed::Clients;
 pub use closed::batches;
@@ -19,9 +19,9 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
-use bmc::bench::net;
-use bmc::bench::report::Machine;
-use bmc::memcached::version;
+use bmc::command::bench::net;
+use bmc::command::bench::report::Machine;
+use bmc::memcached::probe::version;
 
 use crate::common::Namespace;
 use crate::common::Net;

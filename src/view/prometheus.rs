@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
+//! `bmc stats --format prometheus`: the counters and the state in Prometheus'
+//! text format, version 0.0.4.
+//!
+//! [`families`] has every name once; README.md documents just these. The label
+//! of the instance is not called `instance`, which Prometheus keeps for itself.
+
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::host::facts as system;
+use crate::instance::Activity;
+use crate::instance::Instance;
+use crate::instance::State;
+use crate::view::counters::COUNTERS;
+use crate::view::counters::Counters;
+use crate::view::counters::GROUPS;
+use crate::view::counters::Sample;
+use crate::view::counters::group;
+
+/// What Prometheus is to make of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, but for a new cache, which starts at 0.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        })
+    }
+}
+
+/// All series of one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// Without the `bmc_` that all have.
+    pub name: String,
+    /// Its type.
+    pub kind: Kind,
+    /// The labels besides `bmc_instance` and, with `--per-cpu`, `cpu`.
+    pub labels: &'static [&'static str],
+    /// What it means.
+    pub help: &'static str,
+}
+
+type Row = (&'static str, Kind, &'static [&'static str], &'static str);
+
+/// What is not counted by the programs.
+const STATE: [Row; 14] = [
+    ("up", Kind::Gauge, &[], "Whether the cache works (1) or idles (0)"),
+    ("asleep", Kind::Gauge, &[], "Whether it sleeps (1), because it would cost more than it saves"),
+    ("info", Kind::Gauge, &["version"], "Always 1; the version of the tool"),
+    ("start_time_seconds", Kind::Gauge, &[], "When the counters began, in seconds since 1970"),
+    ("interface_info", Kind::Gauge, &["interface", "mode"], "Always 1; where hits are answered"),
+    ("interface_up", Kind::Gauge, &["interface"], "Whether all its programs are in place (1)"),
+    ("memory_limit_bytes", Kind::Gauge, &[], "What --memory allows"),
+    ("memory_locked_bytes", Kind::Gauge, &[], "Memory that the maps lock"),
+    ("class_bytes", Kind::Gauge, &["slot_bytes"], "Memory cut into slots of this size"),
+    ("class_used_bytes", Kind::Gauge, &["slot_bytes"], "Of it, in slots that ever held an entry"),
+    ("class_slots", Kind::Gauge, &["slot_bytes"], "Slots of this size"),
+    ("class_used_slots", Kind::Gauge, &["slot_bytes"], "Of them, those that ever held an entry"),
+    ("program_runs_total", Kind::Counter, &["program"], "Runs while kernel.bpf_stats_enabled is 1"),
+    ("program_run_seconds_total", Kind::Counter, &["program"], "The time that these runs took"),
+];
+
+/// Every family there is, in the order in which they are printed.
+pub fn families() -> Vec<Family> {
+    let counter = |name, labels, help| Family {
+        name: format!("{name}_total"),
+        kind: Kind::Counter,
+        labels,
+        help,
+    };
+    let single = COUNTERS.iter().filter(|(name, _)| group(name).is_none());
+    let single = single.map(|(name, help)| counter(*name, &[], help));
+    let groups = GROUPS.iter().map(|(_, of, help)| counter(of, &["reason"], help));
+    let state = STATE.iter().map(|(name, kind, labels, help)| Family {
+        name: (*name).into(),
+        kind: *kind,
+        labels,
+        help,
+    });
+    single.chain(groups).chain(state).collect()
+}
+
+/// One value, with all its labels but the instance.
+struct Series {
+    family: String,
+    labels: Vec<(&'static str, String)>,
+    value: String,
+}
+
+impl Series {
+    fn new(
+        family: impl Into<String>,
+        labels: &[(&'static str, &dyn fmt::Display)],
+        value: impl fmt::Display,
+    ) -> Self {
+        let labels = labels.iter().map(|(name, value)| (*name, value.to_string())).collect();
+        Self { family: family.into(), labels, value: value.to_string() }
+    }
+}
+
+/// Everything that is known of an instance. With `per_cpu` the counters come as a
+/// series for each CPU instead of their sum: Prometheus adds up by itself.
+pub fn page(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
+    let mut all = Vec::new();
+    if per_cpu {
+        for (cpu, counters) in sample.cpus().iter().enumerate() {
+            count(&mut all, counters, &[("cpu", &cpu)]);
+        }
+    } else {
+        count(&mut all, &sample.total(), &[]);
+    }
+    state(&mut all, instance)?;
+    Ok(text(&instance.name, &all))
+}
+
+fn count(all: &mut Vec<Series>, counters: &Counters, labels: &[(&'static str, &dyn fmt::Display)]) {
+    for (name, count) in counters.iter().filter(|(name, _)| group(name).is_none()) {
+        all.push(Series::new(format!("{name}_total"), labels, count));
+    }
+    for (_, of, _) in GROUPS {
+        for (reason, count) in counters.of_group(of) {
+            let labels = [labels, &[("reason", &reason)]].concat();
+            all.push(Series::new(format!("{of}_total"), &labels, count));
+        }
+    }
+}
+
+fn state(all: &mut Vec<Series>, instance: &Instance) -> Result<()> {
+    let activity = instance.activity()?;
+    all.push(Series::new("up", &[], u8::from(activity != Activity::Idle)));
+    all.push(Series::new("asleep", &[], u8::from(activity == Activity::Asleep)));
+    all.push(Series::new("info", &[("version", &env!("CARGO_PKG_VERSION"))], 1));
+    if let Some(since) = instance.since_unix() {
+        all.push(Series::new("start_time_seconds", &[], since));
+    }
+    for interface in instance.interfaces()? {
+        let name = &interface.name;
+        all.push(Series::new(
+            "interface_info",
+            &[("interface", name), ("mode", &interface.mode)],
+            1,
+        ));
+        let is_up = u8::from(interface.state == State::Up);
+        all.push(Series::new("interface_up", &[("interface", name)], is_up));
+    }
+    all.push(Series::new("memory_limit_bytes", &[], instance.config()?.memory));
+    all.push(Series::new("memory_locked_bytes", &[], instance.memory_locked()?));
+    for class in instance.classes()? {
+        let label: [(_, &dyn fmt::Display); 1] = [("slot_bytes", &class.size)];
+        all.push(Series::new("class_bytes", &label, class.slots * class.size));
+        all.push(Series::new("class_used_bytes", &label, class.used * class.size));
+        all.push(Series::new("class_slots", &label, class.slots));
+        all.push(Series::new("class_used_slots", &label, class.used));
+    }
+    if system::measures_run_time() {
+        for program in instance.programs()? {
+            let label: [(_, &dyn fmt::Display); 1] = [("program", &program.name)];
+            all.push(Series::new("program_runs_total", &label, program.runs));
+            let seconds = program.run_time.as_secs_f64();
+            all.push(Series::new("program_run_seconds_total", &label, seconds));
+        }
+    }
+    Ok(())
+}
+
+/// Family by family, each with its help and type; those without a series are
+/// left out.
+fn text(instance: &str, all: &[Series]) -> String {
+    let mut text = String::new();
+    for Family { name, kind, help, .. } in families() {
+        let mut ours = all.iter().filter(|series| series.family == name).peekable();
+        if ours.peek().is_some() {
+            text += &format!("# HELP bmc_{name} {help}.\n# TYPE bmc_{name} {kind}\n");
+        }
+        for series in ours {
+            text += &format!("bmc_{name}{{bmc_instance=\"{}\"", escape(instance));
+            for (label, value) in &series.labels {
+                text += &format!(",{label}=\"{}\"", escape(value));
+            }
+            text += &format!("}} {}\n", series.value);
+        }
+    }
+    text
+}
+
+/// A label's value, as it stands between quotes.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        let series = Series::new("interface_up", &[("interface", &"a\"b\\c\nd")], 1);
+        let text = text("default", &[series]);
+        let line = "bmc_interface_up{bmc_instance=\"default\",interface=\"a\\\"b\\\\c\\nd\"} 1";
+        assert_eq!(text.lines().nth(2), Some(line));
+    }
+
+    #[test]
+    fn families_without_a_series_are_left_out() {
+        assert_eq!(text("default", &[]), "");
+        assert_eq!(text("default", &[Series::new("up", &[], 1)]).lines().count(), 3);
+    }
+
+    #[test]
+    fn no_help_needs_escapes() {
+        for family in families() {
+            assert!(!family.help.contains(['\\', '\n']), "{}", family.name);
+            assert!(!family.help.ends_with('.'), "{}: one is added", family.name);
+        }
+    }
+}
