@@ -19,10 +19,10 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
-use bmc::host::facts as system;
-use bmc::host::sys as kernel;
-use bmc::instance::Dir;
-use bmc::instance::set_idle;
+use bmc::host::facts;
+use bmc::host::sys;
+use bmc::instance::pins::Pins;
+use bmc::instance::state::set_idle;
 use bmc::skel::BmcSkelBuilder;
 use libbpf_rs::Xdp;
 use libbpf_rs::XdpFlags;
@@ -149,7 +149,7 @@ impl Bed {
 
     /// Whether Linux tells what drivers can.
     fn tells_features(&self) -> bool {
-        let eth0 = || kernel::xdp(system::index_of(Net::DEVICE).expect("there is one"));
+        let eth0 = || sys::xdp(facts::index_of(Net::DEVICE).expect("there is one"));
         self.net.server.within(eth0).expect("it has such an interface").features != 0
     }
 
@@ -498,11 +498,11 @@ fn programs_of_others_are_named() {
             let mut object = MaybeUninit::uninit();
             let skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
             let skel = skel.load().expect("the programs load");
-            let index = system::index_of("eth0").expect("there is one");
+            let index = facts::index_of("eth0").expect("there is one");
             let xdp = Xdp::new(skel.progs.bmc_rx.as_fd());
             xdp.attach(index, flags).expect("a veth has XDP");
-            [kernel::LinkType::TcxIngress, kernel::LinkType::TcxEgress].map(|side| {
-                let link = kernel::link_create(skel.progs.bmc_rx_tc.as_fd(), index, side);
+            [sys::LinkType::TcxIngress, sys::LinkType::TcxEgress].map(|side| {
+                let link = sys::link_create(skel.progs.bmc_rx_tc.as_fd(), index, side);
                 link.expect("the kernel has tcx")
             })
         })
@@ -545,11 +545,11 @@ fn programs_of_others_are_named() {
     drop(links);
 
     // A filter, as there were before tcx.
-    let pin = Path::new(system::BPFFS).join(bed.net.instance());
+    let pin = Path::new(facts::BPFFS).join(bed.net.instance());
     let mut object = MaybeUninit::uninit();
     let skel = BmcSkelBuilder::default().open(&mut object).expect("a sound object");
     let skel = skel.load().expect("the programs load");
-    kernel::pin(skel.progs.bmc_tx.as_fd(), &pin).expect("bpffs");
+    sys::pin(skel.progs.bmc_tx.as_fd(), &pin).expect("bpffs");
     let filter = format!("bpf direct-action pinned {}", pin.display());
     bed.sh(&format!("tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress {filter}"));
     fs::remove_file(pin).expect("our pin");
@@ -600,7 +600,7 @@ fn instances_of_bmc_are_known() {
     said.expect("blocker", "interfaces", "is attached in another network namespace", "detach");
 
     // An interrupted attach leaves it idle.
-    let dir = Dir::of(bed.net.instance());
+    let dir = Pins::of(bed.net.instance());
     set_idle(&dir.map("global").expect("a map")).expect("it can be written");
     bed.mends_all("warning", "bmc idles: an attach or detach was interrupted", " flush");
 
@@ -610,7 +610,7 @@ fn instances_of_bmc_are_known() {
 
     let hook = dir.hooks().expect("pins").into_iter().find(|hook| hook.device.first_name == "eth0");
     let (link, _) = hook.expect("it is attached").link(&dir.links()).expect("a link");
-    kernel::link_detach(link.as_fd()).expect("it can be detached");
+    sys::link_detach(link.as_fd()).expect("it can be detached");
     let again = format!("{ours} attach eth0 v0 --replace   # with the options");
     bed.mends("eth0", "warning", "bmc is attached, but incomplete", &again);
     bed.doctor(&["v0"]).expect("ok", "v0", "bmc is attached", "");

@@ -18,12 +18,13 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
 
-use bmc::host::facts as system;
-use bmc::host::sys as kernel;
+use bmc::host::facts;
+use bmc::host::sys;
 use bmc::host::sys::LinkType;
-use bmc::instance::Dir;
 use bmc::instance::hook::Place;
-use bmc::instance::set_idle;
+use bmc::instance::pins::Pins;
+use bmc::instance::state::idle;
+use bmc::instance::state::set_idle;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use nix::errno::Errno;
@@ -191,8 +192,8 @@ fn hooks(net: &Net) -> Hooks {
         }
         for side in [LinkType::TcxIngress, LinkType::TcxEgress] {
             let links = net.server.within(|| {
-                let index = system::index_of(device).ok()?;
-                let tcx = match kernel::tcx(index, side) {
+                let index = facts::index_of(device).ok()?;
+                let tcx = match sys::tcx(index, side) {
                     // It has none: Linux before 6.6.
                     Err(err) if err.raw_os_error() == Some(Errno::EINVAL as i32) => Vec::new(),
                     tcx => tcx.expect("the kernel lists programs"),
@@ -216,10 +217,10 @@ fn detach_leaves_nothing() {
         bed.assert_works(mode);
         assert_ne!(hooks(&bed.net), bed.before);
         // Nor because somebody looks at the links just then.
-        let dir = Dir::of(bed.net.instance());
+        let dir = Pins::of(bed.net.instance());
         let names = dir.hooks().expect("pins").into_iter().map(|hook| hook.name());
         let held: Vec<_> =
-            names.map(|name| kernel::pinned(&dir.links().join(name)).expect("a link")).collect();
+            names.map(|name| sys::pinned(&dir.links().join(name)).expect("a link")).collect();
         bed.expect(DONE, &["detach"]);
         bed.assert_clean();
         drop(held);
@@ -346,7 +347,7 @@ fn memory_that_cannot_be_had_is_refused_before_it_is_taken() {
     if !can_run("memory_that_cannot_be_had_is_refused_before_it_is_taken") {
         return;
     }
-    if system::memory_available().expect("it can be read") > 64 << 30 {
+    if facts::memory_available().expect("it can be read") > 64 << 30 {
         skipped(
             "memory_that_cannot_be_had_is_refused_before_it_is_taken",
             "this machine has as much as bmc takes at most",
@@ -364,8 +365,8 @@ fn locks_the_memory_that_was_asked_for() {
     if !can_run("locks_the_memory_that_was_asked_for") {
         return;
     }
-    let release = system::release().expect("the kernel has one");
-    let guesses = system::version(&release).expect("it is a number") < [6, 4];
+    let release = facts::release().expect("the kernel has one");
+    let guesses = facts::version(&release).expect("it is a number") < [6, 4];
     let bed = Bed::new("locked", TCX);
     for memory in [16_u64 << 20, 50_000_000, 256 << 20] {
         bed.expect(DONE, &["attach", Net::DEVICE, "--memory", &memory.to_string(), "--replace"]);
@@ -655,7 +656,7 @@ fn what_a_killed_replace_exchanged_is_put_back() {
     for tc in [TCX, CLSACT] {
         let bed = Bed::new("put-back", tc);
         bed.attach(&[]);
-        let dir = Dir::of(bed.net.instance());
+        let dir = Pins::of(bed.net.instance());
         let hooks = dir.hooks().expect("pins").into_iter();
         let mut ours = hooks.filter(|hook| hook.device.first_name == Net::DEVICE);
         let hook = ours.find(|hook| hook.place == Place::Ingress).expect("it is attached");
@@ -665,14 +666,14 @@ fn what_a_killed_replace_exchanged_is_put_back() {
         // Idle and exchange one program, as far as a killed --replace may come.
         let other = Bed::new("put-back-other", tc);
         other.attach(&[]);
-        let prog = kernel::pinned(&other.pins().join("rx_tc")).expect("a program");
-        dir.idle().expect("the cache can idle");
+        let prog = sys::pinned(&other.pins().join("rx_tc")).expect("a program");
+        idle(&dir).expect("the cache can idle");
         bed.net.server.within(|| {
             hook.exchange(&dir.links(), prog.as_fd(), dir.owner()).expect("an exchange");
         });
         assert_ne!(program(), before);
         // The next verb, of whatever instance and whatever it is to do.
-        dir.building().create().expect("bpffs has room");
+        dir.unfinished().create().expect("bpffs has room");
         bed.expect(FAILED, &["attach", Net::DEVICE]);
         assert_eq!(program(), before);
         bed.assert_works("native");
@@ -740,7 +741,7 @@ fn an_idle_cache_stays_idle_when_a_listener_ends() {
     }
     let bed = Bed::new("idle-listener", TCX);
     bed.attach(&[]);
-    Dir::of(bed.net.instance()).idle().expect("the cache can idle");
+    idle(&Pins::of(bed.net.instance())).expect("the cache can idle");
     listen(&bed.net.server, PORT);
     assert_eq!(bed.status()["state"], "idle");
     bed.expect(DONE, &["flush"]);

@@ -57,27 +57,27 @@ fn names_only_options_that_exist() {
     assert!(seen > 20, "only {seen} options found");
 }
 
+/// All of the Rust files below a directory, joined.
+fn sources(directory: &Path) -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("it can be listed").path();
+        if path.is_dir() {
+            all += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all += &fs::read_to_string(path).expect("text");
+        }
+    }
+    all
+}
+
 #[test]
 fn explains_messages_that_the_tool_prints() {
-    let sources: String = [
-        "command/attach",
-        "command/doctor/host",
-        "command/doctor/interface",
-        "command/doctor/memcached",
-        "instance/hook",
-        "instance/mod",
-        "memcached/probe",
-        "message",
-        "command/status",
-        "host/facts",
-        "memcached/reuseport",
-    ]
-    .map(|name| read(&format!("src/{name}.rs")))
-    .concat()
-    // Long messages are broken over lines.
-    .split("\\\n")
-    .map(str::trim_start)
-    .collect();
+    let sources: String = sources(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path())
+        // Long messages are broken over lines.
+        .split("\\\n")
+        .map(str::trim_start)
+        .collect();
     let readme = read("README.md");
     let table = readme.split("## Troubleshooting").nth(1).expect("has the section");
     let table = table.split("## ").next().expect("has an end");

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use anyhow::Result;
@@ -38,6 +38,12 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub fn tick() -> Result<Duration> {
     let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot ask for the tick")?;
     Ok(tick.into())
+}
+
+/// Seconds since 1970, to the millisecond.
+pub fn unix_time() -> f64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    time.as_millis() as f64 / 1e3
 }
 
 /// Whole seconds of the monotonic clock, by which the programs go.

@@ -37,7 +37,7 @@ use nix::sys::mman::munmap;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use crate::skel::types;
+use crate::abi::types;
 
 /// Has a program that is about to be run end with the thread that runs it,
 /// however that ends. A program that changes its user undoes it.

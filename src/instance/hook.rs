@@ -25,11 +25,8 @@ use libbpf_rs::TC_INGRESS;
 use libbpf_rs::TcHook;
 use nix::errno::Errno;
 
-use crate::host::facts as system;
-use crate::host::netlink;
-use crate::host::sys as kernel;
-use crate::host::sys::LinkInfo;
-use crate::host::sys::LinkType;
+use crate::host::sys::{self, LinkInfo, LinkType};
+use crate::host::{facts, netlink};
 
 /// Before all other filters: one that ends the chain would hide writes from us.
 const PRIORITY: u32 = 1;
@@ -40,7 +37,7 @@ pub const INGRESS: u32 = (TC_H_CLSACT & 0xffff_0000) | TC_H_MIN_INGRESS;
 pub const EGRESS: u32 = (TC_H_CLSACT & 0xffff_0000) | TC_H_MIN_EGRESS;
 
 /// libbpf-rs wants one, the questions that need none are not told it.
-const NO_PROGRAM: BorrowedFd<'static> = kernel::STDERR;
+const NO_PROGRAM: BorrowedFd<'static> = sys::STDERR;
 
 /// A place for a program, in the order in which they are taken: replies first,
 /// so that nothing is served that is not watched.
@@ -139,12 +136,12 @@ impl Device {
 
     /// The interface that has this name now.
     pub fn named(name: &str) -> anyhow::Result<Self> {
-        Ok(Self::new(name.into(), system::interface(name)?))
+        Ok(Self::new(name.into(), facts::interface(name)?))
     }
 
     /// Its name now, or what it was as long as it was there.
     pub fn name(&self) -> String {
-        system::name_of(self.index).unwrap_or_else(|_| self.first_name.clone())
+        facts::name_of(self.index).unwrap_or_else(|_| self.first_name.clone())
     }
 
     fn from_record(text: &str) -> Option<Self> {
@@ -226,10 +223,10 @@ impl Hook {
         let link = if no_tcx {
             Err(Errno::EINVAL.into())
         } else {
-            kernel::link_create(prog, device.index, place.link_type())
+            sys::link_create(prog, device.index, place.link_type())
         };
         match link {
-            Ok(link) => kernel::pin(link.as_fd(), &dir.join(hook.name()))?,
+            Ok(link) => sys::pin(link.as_fd(), &dir.join(hook.name()))?,
             Err(err) if is_tc && err.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 hook.carrier = Carrier::Filter;
                 hook.attach_filter(prog, owner, dir)?;
@@ -243,11 +240,11 @@ impl Hook {
         // Recorded first: whoever is killed in between must not leave it.
         let qdisc = dir.join(qdisc_name(&self.device));
         let was_ours = qdisc.exists();
-        system::make_directory(&qdisc)?;
-        if !kernel::clsact_create(self.device.index)? && !was_ours {
+        facts::make_directory(&qdisc)?;
+        if !sys::clsact_create(self.device.index)? && !was_ours {
             fs::remove_dir(&qdisc)?;
         }
-        kernel::pin(prog, &dir.join(self.name()))?;
+        sys::pin(prog, &dir.join(self.name()))?;
         self.filter(prog, owner).attach().map_err(to_io)?;
         Ok(())
     }
@@ -256,8 +253,8 @@ impl Hook {
     pub fn exchange(&self, old: &Path, prog: BorrowedFd<'_>, owner: Owner) -> io::Result<()> {
         match self.carrier {
             Carrier::Link => {
-                let link = kernel::pinned(&old.join(self.name()))?;
-                kernel::link_update(link.as_fd(), prog)
+                let link = sys::pinned(&old.join(self.name()))?;
+                sys::link_update(link.as_fd(), prog)
             }
             Carrier::Filter => {
                 let mut filter = self.filter(prog, owner);
@@ -271,17 +268,17 @@ impl Hook {
         let path = new.join(self.name());
         match self.carrier {
             Carrier::Link => {
-                let link = kernel::pinned(&old.join(self.name()))?;
-                kernel::pin(link.as_fd(), &path)
+                let link = sys::pinned(&old.join(self.name()))?;
+                sys::pin(link.as_fd(), &path)
             }
-            Carrier::Filter => kernel::pin(prog, &path),
+            Carrier::Filter => sys::pin(prog, &path),
         }
     }
 
     /// Opens the link and asks the kernel about it.
     pub fn link(&self, dir: &Path) -> io::Result<(OwnedFd, LinkInfo)> {
-        let link = kernel::pinned(&dir.join(self.name()))?;
-        let info = kernel::link_info(link.as_fd())?;
+        let link = sys::pinned(&dir.join(self.name()))?;
+        let info = sys::link_info(link.as_fd())?;
         Ok((link, info))
     }
 
@@ -292,12 +289,12 @@ impl Hook {
         Ok(match (self.carrier, self.place) {
             (Carrier::Filter, _) => self.filter_program(owner).is_some(),
             (Carrier::Link, Place::Native | Place::Generic) => {
-                let programs = unless_refused(kernel::xdp(index))?.programs;
+                let programs = unless_refused(sys::xdp(index))?.programs;
                 let runs = |id| programs.iter().any(|program| program.id == id);
                 self.link(dir).is_ok_and(|(_, info)| runs(info.prog_id))
             }
             (Carrier::Link, _) => {
-                let tcx = unless_refused(kernel::tcx(index, self.place.link_type()))?;
+                let tcx = unless_refused(sys::tcx(index, self.place.link_type()))?;
                 let has = |id| tcx.iter().any(|tcx| tcx.link == Some(id));
                 self.link(dir).is_ok_and(|(_, info)| has(info.id))
             }
@@ -329,7 +326,7 @@ impl Hook {
             Carrier::Link if !stays => {
                 if let Ok((link, _)) = self.link(dir) {
                     // Fails if the interface is gone, and then nothing is left.
-                    let _ = kernel::link_detach(link.as_fd());
+                    let _ = sys::link_detach(link.as_fd());
                 }
             }
             _ => {}
@@ -385,14 +382,14 @@ pub fn carry_qdisc_over(device: &Device, old: &Path, new: &Path) -> io::Result<(
     qdiscs(old)?
         .iter()
         .filter(|other| other.index == device.index)
-        .try_for_each(|other| system::make_directory(&new.join(qdisc_name(other))))
+        .try_for_each(|other| facts::make_directory(&new.join(qdisc_name(other))))
 }
 
 /// Removes the record of a qdisc of ours, and the qdisc, unless it stays or
 /// somebody else has put filters there.
 pub fn remove_qdisc(device: &Device, dir: &Path, stays: bool) -> io::Result<()> {
     let ifindex = device.index;
-    if !stays && system::name_of(ifindex).is_ok() {
+    if !stays && facts::name_of(ifindex).is_ok() {
         let is_free = |side| netlink::filters(ifindex, side).map(|filters| filters.is_empty());
         if is_free(INGRESS)? && is_free(EGRESS)? {
             let mut qdisc = TcHook::new(NO_PROGRAM);

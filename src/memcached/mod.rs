@@ -3,3 +3,5 @@
 
 pub mod probe;
 pub mod reuseport;
+pub mod settings;
+pub mod stats;

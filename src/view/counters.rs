@@ -1,32 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! The counters: read, summed, subtracted, shown.
 
-use std::io;
-use std::io::Write;
-use std::process;
-use std::thread::sleep;
 use std::time::Instant;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
-use anyhow::Context as _;
-use anyhow::Error;
-use anyhow::Result;
-use libbpf_rs::MapCore as _;
-use libbpf_rs::MapFlags;
-use libbpf_rs::MapHandle;
-use serde_json::Map;
-use serde_json::Value;
-use serde_json::json;
+use anyhow::{Context as _, Result};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use serde_json::{Map, Value, json};
 
-use crate::cli;
-use crate::cli::Format;
-use crate::command::status::grouped;
-use crate::command::status::interfaces_json;
+use crate::abi::types::bmc_stats;
+use crate::format::{grouped, tenths};
+use crate::host::facts::unix_time;
 use crate::instance::Instance;
-use crate::instance::NotAttached;
-use crate::skel::types::bmc_stats;
-use crate::view::prometheus as metrics;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
 pub const COUNTERS: [(&str, &str); 43] = [
@@ -147,7 +131,7 @@ impl Counters {
     }
 
     /// As in `stats --json`.
-    fn to_json(self) -> Map<String, Value> {
+    pub fn to_json(self) -> Map<String, Value> {
         self.to_json_as(Value::from)
     }
 
@@ -182,7 +166,7 @@ pub struct Sample {
 impl Sample {
     /// Reads them.
     pub fn take(instance: &Instance) -> Result<Self> {
-        Self::read(&instance.dir.map("stats")?)
+        Self::read(&instance.pins.map("stats")?)
     }
 
     /// Reads them from their map.
@@ -292,56 +276,8 @@ impl Rates {
     }
 }
 
-/// `bmc stats`.
-pub fn show(args: &cli::Stats, name: &str, out: &mut impl Write) -> Result<()> {
-    let format = if args.json { Format::Json } else { args.format };
-    let Some(interval) = args.watch else {
-        return print(format, args.per_cpu, name, true, out);
-    };
-    // Each line is written by one call, so this never cuts one off.
-    ctrlc::set_handler(|| process::exit(0)).context("cannot wait for signals")?;
-    let mut rounds = 0..args.count.unwrap_or(u64::MAX);
-    if format == Format::Table && !args.per_cpu {
-        let wait = || rounds.next().inspect(|_| sleep(interval)).is_some();
-        return follow(name, wait, out);
-    }
-    if rounds.next().is_some() {
-        print(format, args.per_cpu, name, true, out)?;
-    }
-    for _ in rounds {
-        sleep(interval);
-        print(format, args.per_cpu, name, false, out).map_err(ended)?;
-    }
-    Ok(())
-}
-
-/// Says that it is not the first look at an instance that found none.
-fn ended(err: Error) -> Error {
-    if err.is::<NotAttached>() { err.context("nothing is left to watch") } else { err }
-}
-
-fn print(
-    format: Format,
-    per_cpu: bool,
-    name: &str,
-    is_first: bool,
-    out: &mut impl Write,
-) -> Result<()> {
-    let (instance, lock) = Instance::open(name)?;
-    let sample = Sample::take(&instance)?;
-    let text = match format {
-        Format::Table => table(&sample, per_cpu),
-        Format::Json => json(&instance, &sample, per_cpu)?,
-        Format::Csv => csv(&sample, per_cpu, is_first),
-        Format::Prometheus => metrics::page(&instance, &sample, per_cpu)?,
-    };
-    drop(lock);
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
-}
-
-fn table(sample: &Sample, per_cpu: bool) -> String {
+/// The counters as a table for people.
+pub fn table(sample: &Sample, per_cpu: bool) -> String {
     let total = sample.total();
     let mut text = String::new();
     let mut row = |name: &str, count: u64, note: &str| {
@@ -371,21 +307,6 @@ fn table(sample: &Sample, per_cpu: bool) -> String {
     text
 }
 
-fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
-    let mut object = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "instance": instance.name,
-        "time": unix_time(),
-        "since": instance.since_unix(),
-        "interfaces": interfaces_json(&instance.interfaces()?),
-        "totals": sample.total().to_json(),
-    });
-    if per_cpu {
-        object["per_cpu"] = per_cpu_json(sample.cpus.iter().copied().map(Counters::to_json));
-    }
-    Ok(format!("{object}\n"))
-}
-
 /// What is known of each CPU, with its number first.
 pub fn per_cpu_json(cpus: impl Iterator<Item = Map<String, Value>>) -> Value {
     let object = |(cpu, counters): (usize, Map<_, _>)| {
@@ -395,18 +316,8 @@ pub fn per_cpu_json(cpus: impl Iterator<Item = Map<String, Value>>) -> Value {
     cpus.enumerate().map(object).collect()
 }
 
-/// Rounded to a tenth.
-pub fn tenths(number: f64) -> f64 {
-    (number * 10.0).round() / 10.0
-}
-
-/// Seconds since 1970, to the millisecond.
-pub fn unix_time() -> f64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    time.as_millis() as f64 / 1e3
-}
-
-fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
+/// The counters as comma-separated lines: a line for all CPUs, then one for each if asked for.
+pub fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
     let mut text = String::new();
     if with_header {
         text += "time,cpu";
@@ -431,30 +342,6 @@ fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
         }
     }
     text
-}
-
-/// Prints a line of rates after each wait, until that says to end.
-pub fn follow(name: &str, mut wait: impl FnMut() -> bool, out: &mut impl Write) -> Result<()> {
-    let take = || Sample::take(&Instance::open(name)?.0);
-    let mut before = take()?;
-    for line in 0_u64.. {
-        if !wait() {
-            break;
-        }
-        let after = take().map_err(ended)?;
-        print_line(line, Rates::TITLE, &Rates::between(&before, &after).line(), out)?;
-        before = after;
-    }
-    Ok(())
-}
-
-/// Prints a line, and the titles again before each twentieth; `number` is from 0.
-pub fn print_line(number: u64, title: &str, line: &str, out: &mut impl Write) -> io::Result<()> {
-    if number.is_multiple_of(20) {
-        writeln!(out, "{title}")?;
-    }
-    writeln!(out, "{line}")?;
-    out.flush()
 }
 
 #[cfg(test)]

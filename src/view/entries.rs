@@ -1,171 +1,75 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! `bmc entries`: walks the index and decodes the slots that it leads to. And finds
-//! single entries.
+//! The entries of a cache: all of them, or that of one key.
 
-use std::io::Write;
 use std::mem::offset_of;
-use std::net::IpAddr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Context as _;
-use anyhow::Result;
-use libbpf_rs::MapCore as _;
-use libbpf_rs::MapFlags;
-use libbpf_rs::MapHandle;
+use anyhow::{Context as _, Result};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
-use crate::cli::Key;
-use crate::command::status::escaped;
-use crate::command::status::span;
-use crate::host::sys as kernel;
-use crate::host::sys::Shared;
-use crate::instance;
-use crate::instance::Instance;
-use crate::skel::types::bmc_bucket;
-use crate::skel::types::bmc_config;
-use crate::skel::types::bmc_global;
-use crate::skel::types::bmc_server;
-use crate::skel::types::bmc_slab;
-use crate::skel::types::bmc_slot;
+use super::lookup::{bucket_of, hash_of, heat_count, slot_of};
+use crate::abi::{
+    AGE_SHIFT, DIRTY, SLOT_MAX,
+    types::{bmc_bucket, bmc_config, bmc_global, bmc_server, bmc_slot},
+};
+use crate::format::{escaped, span};
+use crate::host::sys::{self, Shared};
+use crate::instance::{Instance, state};
 
-/// The low bits of a coherence word, which are zero while it is clean:
-/// `BMC_GEN - 1`.
-pub const DIRTY: u64 = (1 << 17) - 1;
-
-/// `BMC_UNIT`: slots start at multiples of it.
-pub const UNIT: usize = 16;
-const UNITS: usize = size_of::<bmc_slab>() / UNIT;
-
-/// `BMC_SLOT_KEY`: the text starts here, but for "VALUE ".
+/// The offset of the key in a slot.
 const KEY: usize = offset_of!(bmc_slot, key);
-const SLOT_MAX: usize = 1408; // BMC_SLOT_MAX
 
-/// `BMC_AGE_SHIFT`: the unit of a deadline is so many powers of two, in ns.
-const AGE_SHIFT: u32 = 26;
-
-/// What may follow the key: flags, a length, the line's end.
+/// The longest text that may follow the key on its line: flags, a length, the end of line.
 const NUMBERS: usize = " 4294967295 1048576\r\n".len();
 
-/// An entry that would be a hit.
+/// An entry that a GET would hit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Any bytes.
+    /// The key, any bytes.
     pub key: Vec<u8>,
-    /// Of the memcached that it is from.
+    /// The address of the memcached that sent it.
     pub address: IpAddr,
-    /// Likewise.
+    /// The port of that memcached.
     pub port: u16,
-    /// Likewise, as in `struct bmc_server`.
+    /// The VLAN tags of that memcached, as in `struct bmc_server`.
     pub vlan: u32,
     /// The client's flags.
     pub flags: u32,
     /// Length of the value.
     pub bytes: u32,
-    /// Until it is fetched anew.
+    /// The time until it is fetched again.
     pub left: Duration,
-    /// How often it was asked for: 0 to 7, less for what is long ago.
+    /// How often it is asked for: 0 to 7, counting what is long ago for less.
     pub heat: u8,
 }
 
+/// Maps all of a map's values into memory.
 fn map(instance: &Instance, name: &str) -> Result<Shared> {
-    Shared::new(&instance.dir.map(name)?).with_context(|| format!("cannot map the {name}"))
+    Shared::new(&instance.pins.map(name)?).with_context(|| format!("cannot map the {name}"))
 }
 
-/// The cache, mapped.
-struct Cache {
+/// All of a cache, mapped into memory.
+pub struct Cache {
     index: Shared,
     slabs: Shared,
     buckets: usize,
     present: Present,
 }
 
-/// What an entry depends on besides itself.
-struct Present {
-    servers: Shared,
-    epoch: u64,
-    era: u64,
-    now: u32,
-}
-
-/// Looks entries up by the hashes of their keys. Maps next to nothing, however large
-/// the cache is.
-pub struct Finder {
-    index: MapHandle,
-    slabs: MapHandle,
-    config: bmc_config,
-    present: Present,
-}
-
-impl Finder {
-    /// For the entries as they are now.
-    pub fn new(instance: &Instance) -> Result<Self> {
-        Ok(Self {
-            index: instance.dir.map("index")?,
-            slabs: instance.dir.map("slabs")?,
-            config: instance.config()?,
-            present: Present::of(instance)?,
-        })
-    }
-
-    /// The entry of a key; if several memcacheds have it, the one asked for most.
-    pub fn find(&self, hash: u64) -> Result<Option<Entry>> {
-        let bucket = (bucket_of(hash, self.config.buckets.into()) as u32).to_ne_bytes();
-        let bytes = self.index.lookup(&bucket, MapFlags::ANY).context("cannot read the index")?;
-        let bucket = bytes.and_then(|bytes| kernel::plain_from::<bmc_bucket>(&bytes));
-        let mut found: Option<Entry> = None;
-        for way in bucket.iter().flat_map(|bucket| self.present.ways(bucket)) {
-            let Some(offset) = slot_of(way) else { continue };
-            let (slab, at) = Shared::around(&self.slabs, offset, SLOT_MAX)
-                .context("cannot map a part of the slabs")?;
-            if let Some(entry) = self.present.entry(&slab, at)
-                && hash_of(&self.config, &entry.key) == hash
-                && found.as_ref().is_none_or(|other| other.heat < entry.heat)
-            {
-                found = Some(entry);
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// As in `bpf/slab.bpf.h`.
-fn bucket_of(hash: u64, buckets: u64) -> u64 {
-    ((hash & 0xffff_ffff) * buckets) >> 32
-}
-
-/// The hash of a key of 1 to 250 bytes, as in `bpf/proto.h`.
-fn hash_of(config: &bmc_config, key: &[u8]) -> u64 {
-    const SPREAD: u64 = 0xd6e8_feb8_6659_fd93;
-    let mut words = [[0; 4]; 64];
-    words.as_flattened_mut()[..key.len()].copy_from_slice(key);
-    let halves = words.iter().take((key.len() / 8 + 1) * 2).zip(&config.nh);
-    let halves: Vec<_> =
-        halves.map(|(half, nh)| u32::from_ne_bytes(*half).wrapping_add(*nh)).collect();
-    let product = |pair: &[u32]| u64::from(pair[0]).wrapping_mul(pair[1].into());
-    let sum = halves.chunks(2).map(product).fold(config.seed[0], u64::wrapping_add);
-    let sum = (sum ^ sum >> 32).wrapping_mul(SPREAD);
-    sum ^ sum >> 32
-}
-
-/// The offset in the slabs of the slot that a way leads to.
-fn slot_of(way: u32) -> Option<usize> {
-    let unit = way.checked_sub(1)? as usize;
-    Some(unit / UNITS * size_of::<bmc_slab>() + unit % UNITS * UNIT)
-}
-
 impl Cache {
-    fn open(instance: &Instance) -> Result<Self> {
+    /// Maps the cache of an instance.
+    pub fn open(instance: &Instance) -> Result<Self> {
         Ok(Self {
             index: map(instance, "index")?,
             slabs: map(instance, "slabs")?,
             buckets: instance.config()?.buckets as usize,
-            present: Present::of(instance)?,
+            present: Present::read(instance)?,
         })
     }
 
-    /// Calls `each` for every live entry until it returns false.
-    fn walk(&self, mut each: impl FnMut(Entry) -> Result<bool>) -> Result<()> {
+    /// Calls `each` for every valid entry, in the order of the index, until it returns false.
+    pub fn walk(&self, mut each: impl FnMut(Entry) -> Result<bool>) -> Result<()> {
         for bucket in 0..self.buckets {
             let Some(bucket) = self.index.read::<bmc_bucket>(bucket * size_of::<bmc_bucket>())
             else {
@@ -184,83 +88,106 @@ impl Cache {
     }
 }
 
+/// Looks entries up by the hashes of their keys. It maps only small parts of the cache,
+/// however large that is.
+pub struct Finder {
+    index: MapHandle,
+    slabs: MapHandle,
+    config: bmc_config,
+    present: Present,
+}
+
+impl Finder {
+    /// Looks at the cache of an instance as it is now.
+    pub fn new(instance: &Instance) -> Result<Self> {
+        Ok(Self {
+            index: instance.pins.map("index")?,
+            slabs: instance.pins.map("slabs")?,
+            config: instance.config()?,
+            present: Present::read(instance)?,
+        })
+    }
+
+    /// The entry of a key; if several memcacheds have it, the one asked for most.
+    pub fn find(&self, hash: u64) -> Result<Option<Entry>> {
+        let bucket = bucket_of(hash, self.config.buckets).to_ne_bytes();
+        let bytes = self.index.lookup(&bucket, MapFlags::ANY).context("cannot read the index")?;
+        let bucket = bytes.and_then(|bytes| sys::plain_from::<bmc_bucket>(&bytes));
+        let mut found: Option<Entry> = None;
+        for way in bucket.iter().flat_map(|bucket| self.present.ways(bucket)) {
+            let Some(offset) = slot_of(way) else { continue };
+            let (slab, at) = Shared::around(&self.slabs, offset, SLOT_MAX)
+                .context("cannot map a part of the slabs")?;
+            if let Some(entry) = self.present.entry(&slab, at)
+                && hash_of(&self.config, &entry.key) == hash
+                && found.as_ref().is_none_or(|other| other.heat < entry.heat)
+            {
+                found = Some(entry);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// What decides, besides an entry itself, whether the entry is valid.
+struct Present {
+    servers: Shared,
+    /// The coherence word of the whole cache.
+    word: u64,
+    era: u64,
+    now: u32,
+}
+
 impl Present {
-    fn of(instance: &Instance) -> Result<Self> {
+    fn read(instance: &Instance) -> Result<Self> {
         let global: bmc_global =
             map(instance, "global")?.read(0).context("the map global is too small")?;
         Ok(Self {
             servers: map(instance, "servers")?,
-            epoch: global.word,
+            word: global.word,
             era: global.era,
-            now: instance::now(&instance.dir)?,
+            now: state::now(&instance.pins)?,
         })
     }
 
-    /// The ways of a bucket, unless nothing in it may be served.
+    /// The ways in use of a bucket; none if its entries may not be served at present.
     fn ways(&self, bucket: &bmc_bucket) -> impl Iterator<Item = u32> + use<> {
-        let is_clean = (self.epoch | bucket.word) & DIRTY == 0;
+        let is_clean = (self.word | bucket.word) & DIRTY == 0;
         bucket.ways.into_iter().filter(move |way| is_clean && *way != 0)
     }
 
-    /// The entry at an offset that a way leads to, by the rules of `cache_find()`.
+    /// The entry in a slot, by the rules of `cache_find()` in `bpf/cache.bpf.h`.
     fn entry(&self, slabs: &Shared, at: usize) -> Option<Entry> {
-        let head: bmc_slot = slabs.read(at)?;
-        if !head.seq.is_multiple_of(2) || head.epoch_len >> 16 != self.epoch >> 17 {
+        let slot: bmc_slot = slabs.read(at)?;
+        if !slot.seq.is_multiple_of(2) || slot.epoch_len >> 16 != self.word >> 17 {
             return None;
         }
-        // The line before the value is all there is to show.
-        let len = usize::from(head.epoch_len as u16).checked_sub("VALUE ".len())?;
-        let len = len.min(usize::from(head.klen) + NUMBERS);
+        // Only the line before the value is needed.
+        let len = usize::from(slot.epoch_len as u16).checked_sub("VALUE ".len())?;
+        let len = len.min(usize::from(slot.klen) + NUMBERS);
         let mut words = [0; SLOT_MAX / 8];
         let words = words.get_mut(..(KEY + len).div_ceil(8))?;
         slabs.copy(at, words)?;
         let again: bmc_slot = slabs.read(at)?;
-        if again.seq != head.seq {
+        if again.seq != slot.seq {
             return None;
         }
         let bytes: Vec<_> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let server = usize::from(head.server).checked_sub(1)?;
+        let server = usize::from(slot.server).checked_sub(1)?;
         let server = self.servers.read(server * size_of::<bmc_server>())?;
-        let left = time_left(head.deadline, self.now)?;
-        let asked = count(head.heat, self.era);
-        decode(&bmc_slot { heat: asked, ..head }, &server, bytes.get(KEY..KEY + len)?, left)
+        let left = time_left(slot.deadline, self.now)?;
+        let heat = heat_count(slot.heat, self.era);
+        Entry::decode(&slot, heat, &server, bytes.get(KEY..KEY + len)?, left)
     }
 }
 
-/// How often it was asked for, as `heat_count()` of `bpf/heat.bpf.h` sees it.
-fn count(heat: u8, era: u64) -> u8 {
-    let eras = (era as u8).wrapping_sub(heat >> 3) & 31;
-    (heat & 7) >> eras.min(3)
-}
-
-/// The time until the deadline, `None` if it has passed.
+/// The time until a deadline; `None` if it has passed.
 fn time_left(deadline: u32, now: u32) -> Option<Duration> {
     let left = deadline.checked_sub(now).filter(|left| *left > 0)?;
     Some(Duration::from_nanos(u64::from(left) << AGE_SHIFT))
 }
 
-/// Reads `<key> <flags> <bytes>\r\n...`.
-fn decode(head: &bmc_slot, server: &bmc_server, text: &[u8], left: Duration) -> Option<Entry> {
-    let (key, rest) = text.split_at_checked(head.klen.into())?;
-    let line = rest.split(|byte| *byte == b'\r').next()?;
-    let mut numbers = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
-    let mut number = || numbers.next()?.parse().ok();
-    let mut addr = [0; 16];
-    addr[..8].copy_from_slice(&server.addr[0].to_ne_bytes());
-    addr[8..].copy_from_slice(&server.addr[1].to_ne_bytes());
-    Some(Entry {
-        key: key.to_vec(),
-        address: Ipv6Addr::from(addr).to_canonical(),
-        port: u16::from_be((server.port_vlan >> 16) as u16),
-        vlan: (server.port_vlan >> 32) as u32,
-        flags: number()?,
-        bytes: number()?,
-        left,
-        heat: head.heat,
-    })
-}
-
-/// 0 as "-", an id as it is, two as "outer.inner".
+/// VLAN tags as text: "-" for none, an id, or "outer.inner".
 fn vlan(vlan: u32) -> String {
     match (vlan & 0xfff, vlan >> 12) {
         (0, 0) => "-".into(),
@@ -269,57 +196,49 @@ fn vlan(vlan: u32) -> String {
     }
 }
 
-/// Prints the entries.
-pub fn show(
-    name: &str,
-    limit: Option<usize>,
-    key: Option<&Key>,
-    as_json: bool,
-    out: &mut impl Write,
-) -> Result<()> {
-    let (instance, lock) = Instance::open(name)?;
-    let cache = Cache::open(&instance)?;
-    drop(lock);
-    let mut left = limit.unwrap_or(usize::MAX);
-    let mut separator = "";
-    if as_json {
-        write!(out, "{{\"entries\":[")?;
-    } else {
-        writeln!(
-            out,
-            "{:>10} {:>7} {:>9} {:>4} {:>6}  {:<23} key",
-            "flags", "bytes", "left", "heat", "vlan", "memcached"
-        )?;
-    }
-    cache.walk(|entry| {
-        if left == 0 {
-            return Ok(false);
-        }
-        if key.is_some_and(|key| key.0 != entry.key) {
-            return Ok(true);
-        }
-        left -= 1;
-        if as_json {
-            write!(out, "{separator}{}", entry.to_json())?;
-            separator = ",";
-        } else {
-            writeln!(out, "{}", entry.row())?;
-        }
-        Ok(true)
-    })?;
-    if as_json {
-        writeln!(out, "]}}")?;
-    }
-    Ok(())
-}
-
 impl Entry {
-    /// The memcached that it is from, as in 10.0.0.1:11211.
+    /// Reads an entry whose text is `<key> <flags> <bytes>\r\n...`.
+    fn decode(
+        slot: &bmc_slot,
+        heat: u8,
+        server: &bmc_server,
+        text: &[u8],
+        left: Duration,
+    ) -> Option<Self> {
+        let (key, rest) = text.split_at_checked(slot.klen.into())?;
+        let line = rest.split(|byte| *byte == b'\r').next()?;
+        let mut numbers = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+        let mut number = || numbers.next()?.parse().ok();
+        let mut addr = [0; 16];
+        addr[..8].copy_from_slice(&server.addr[0].to_ne_bytes());
+        addr[8..].copy_from_slice(&server.addr[1].to_ne_bytes());
+        Some(Self {
+            key: key.to_vec(),
+            address: Ipv6Addr::from(addr).to_canonical(),
+            port: u16::from_be((server.port_vlan >> 16) as u16),
+            vlan: (server.port_vlan >> 32) as u32,
+            flags: number()?,
+            bytes: number()?,
+            left,
+            heat,
+        })
+    }
+
+    /// The memcached that sent it, as in 10.0.0.1:11211.
     pub fn memcached(&self) -> String {
         SocketAddr::new(self.address, self.port).to_string()
     }
 
-    fn row(&self) -> String {
+    /// The titles of the columns of [`Entry::row`].
+    pub fn title() -> String {
+        format!(
+            "{:>10} {:>7} {:>9} {:>4} {:>6}  {:<23} key",
+            "flags", "bytes", "left", "heat", "vlan", "memcached"
+        )
+    }
+
+    /// One line of a table.
+    pub fn row(&self) -> String {
         let memcached = self.memcached();
         format!(
             "{:>10} {:>7} {:>9} {:>4} {:>6}  {memcached:<23} {}",
@@ -332,12 +251,12 @@ impl Entry {
         )
     }
 
-    /// As in `entries --json`. Written by hand: there may be millions.
+    /// A JSON object, written by hand because there may be millions.
     pub fn to_json(&self) -> String {
         format!(
             "{{\"key\":\"{}\",\"address\":\"{}\",\"port\":{},\"vlan\":\"{}\",\"flags\":{},\
              \"bytes\":{},\"left_ms\":{},\"heat\":{}}}",
-            // Only a backslash and a quote need escaping in printable ASCII.
+            // In printable ASCII only the backslash and the quote need escaping.
             escaped(&self.key).replace('\\', "\\\\").replace('"', "\\\""),
             self.address,
             self.port,
@@ -362,7 +281,7 @@ mod tests {
         let half = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| addr[at + i]));
         let port_vlan = u64::from(11211_u16.to_be()) << 16;
         let server = bmc_server { addr: [half(0), half(8)], port_vlan };
-        decode(&bmc_slot { klen, heat: 2, ..Default::default() }, &server, text, LEFT)
+        Entry::decode(&bmc_slot { klen, ..Default::default() }, 2, &server, text, LEFT)
     }
 
     #[test]
@@ -389,15 +308,7 @@ mod tests {
     fn knows_which_deadlines_have_passed() {
         assert_eq!(time_left(6, 5), Some(Duration::from_nanos(1 << 26)));
         assert_eq!(time_left(5, 5), None);
-        assert_eq!(time_left(0, 5), None, "a slot given up");
-    }
-
-    #[test]
-    fn halves_the_count_with_each_era() {
-        assert_eq!(count(5 << 3 | 7, 5), 7);
-        assert_eq!(count(5 << 3 | 7, 6), 3);
-        assert_eq!(count(31 << 3 | 7, 32), 3, "eras turn over");
-        assert_eq!(count(5 << 3 | 7, 5 + 31), 0);
+        assert_eq!(time_left(0, 5), None, "a slot that was given up");
     }
 
     #[test]
@@ -405,36 +316,5 @@ mod tests {
         assert_eq!(vlan(0), "-");
         assert_eq!(vlan(100), "100");
         assert_eq!(vlan(100 + (200 << 12)), "100.200");
-    }
-
-    #[test]
-    fn finds_the_bucket_that_the_programs_use() {
-        let header = include_str!("../../bpf/slab.bpf.h");
-        assert!(header.contains("return (hash & 0xffffffff) * cfg.buckets >> 32;"));
-        assert_eq!(bucket_of(0xffff_ffff_0000_0000, 1000), 0);
-        assert_eq!(bucket_of(0x8000_0000, 1000), 500);
-        assert_eq!(bucket_of(u64::MAX, u32::MAX.into()), u64::from(u32::MAX) - 1);
-    }
-
-    #[test]
-    fn finds_the_slot_that_a_way_leads_to() {
-        assert_eq!(slot_of(0), None, "an empty way has no address");
-        assert_eq!(slot_of(1), Some(0));
-        assert_eq!(slot_of(3), Some(2 * UNIT));
-        assert_eq!(slot_of(1 + UNITS as u32), Some(1 << 18));
-    }
-
-    #[test]
-    fn agrees_with_the_header() {
-        let header = include_str!("../../bpf/bmc.h");
-        for line in [
-            &format!("BMC_SLOT_KEY = {KEY},"),
-            &format!("BMC_SLOT_MAX = {SLOT_MAX},"),
-            &format!("BMC_UNIT_SHIFT = {},", UNIT.ilog2()),
-            &format!("BMC_AGE_SHIFT = {AGE_SHIFT},"),
-            "BMC_GEN = 1 << 17,",
-        ] {
-            assert!(header.contains(line), "{line}");
-        }
     }
 }

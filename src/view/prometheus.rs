@@ -9,15 +9,11 @@ use std::fmt;
 
 use anyhow::Result;
 
-use crate::host::facts as system;
-use crate::instance::Activity;
-use crate::instance::Instance;
-use crate::instance::State;
-use crate::view::counters::COUNTERS;
-use crate::view::counters::Counters;
-use crate::view::counters::GROUPS;
-use crate::view::counters::Sample;
-use crate::view::counters::group;
+use super::classes::Class;
+use super::counters::{COUNTERS, Counters, GROUPS, Sample, group};
+use crate::host::facts;
+use crate::instance::state::Activity;
+use crate::instance::{Health, Instance};
 
 /// What Prometheus is to make of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,19 +146,19 @@ fn state(all: &mut Vec<Series>, instance: &Instance) -> Result<()> {
             &[("interface", name), ("mode", &interface.mode)],
             1,
         ));
-        let is_up = u8::from(interface.state == State::Up);
+        let is_up = u8::from(interface.health == Health::Up);
         all.push(Series::new("interface_up", &[("interface", name)], is_up));
     }
     all.push(Series::new("memory_limit_bytes", &[], instance.config()?.memory));
     all.push(Series::new("memory_locked_bytes", &[], instance.memory_locked()?));
-    for class in instance.classes()? {
+    for class in Class::read_all(instance)? {
         let label: [(_, &dyn fmt::Display); 1] = [("slot_bytes", &class.size)];
         all.push(Series::new("class_bytes", &label, class.slots * class.size));
         all.push(Series::new("class_used_bytes", &label, class.used * class.size));
         all.push(Series::new("class_slots", &label, class.slots));
         all.push(Series::new("class_used_slots", &label, class.used));
     }
-    if system::measures_run_time() {
+    if facts::measures_run_time() {
         for program in instance.programs()? {
             let label: [(_, &dyn fmt::Display); 1] = [("program", &program.name)];
             all.push(Series::new("program_runs_total", &label, program.runs));

@@ -39,9 +39,9 @@ use std::time::Duration;
 
 use bmc::command::bench::net::attach;
 use bmc::command::bench::report::median;
-use bmc::host::sys as kernel;
-use bmc::instance::Activity;
+use bmc::host::sys;
 use bmc::instance::Instance;
+use bmc::instance::state::Activity;
 use bmc::skel::types::bmc_global;
 use common::Bmc;
 use common::Memcached;
@@ -355,8 +355,8 @@ impl Bench<'_> {
 
     /// The last time that bmc looked whether it should sleep is far in the future.
     fn stay_awake(&self) {
-        let global = self.instance().dir.map("global").expect("it is pinned");
-        kernel::store(&global, offset_of!(bmc_global, looked), u64::MAX / 4).expect("it is ours");
+        let global = self.instance().pins.map("global").expect("it is pinned");
+        sys::store(&global, offset_of!(bmc_global, looked), u64::MAX / 4).expect("it is ours");
     }
 
     /// Lets the clients run.

@@ -20,7 +20,7 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
-use bmc::host::facts as system;
+use bmc::host::facts;
 use bmc::host::sys::prog_info;
 use bmc::skel::BmcSkelBuilder;
 use libbpf_rs::Link;
@@ -144,7 +144,7 @@ impl Namespace {
             skel.progs.bmc_tx.set_autoload(false);
             skel.progs.bmc_flush.set_autoload(false);
             let skel = skel.load().expect("the programs load");
-            let device = system::index_of(device).expect("the device exists");
+            let device = facts::index_of(device).expect("the device exists");
             let id = prog_info(skel.progs.bmc_rx.as_fd()).expect("a program has an id").id;
             (skel.progs.bmc_rx.attach_xdp(device).expect("a veth has XDP"), id)
         })

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::host::facts as system;
+use bmc::host::facts;
 use bmc::host::sys::LinkType;
 use bmc::host::sys::link_create;
 use bmc::skel::chaos::ChaosSkelBuilder;
@@ -85,7 +85,7 @@ impl Chaos {
                 .open(&mut object)
                 .and_then(libbpf_rs::skel::OpenSkel::load)
                 .expect("the programs load");
-            let index = |name| system::index_of(name).expect("the device exists");
+            let index = |name| facts::index_of(name).expect("the device exists");
             let [device, detour] = [Net::DEVICE, DETOUR].map(index);
             let links = [
                 (&skel.progs.bmc_out, device, LinkType::TcxEgress),

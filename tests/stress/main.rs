@@ -28,7 +28,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use bmc::host::sys as kernel;
+use bmc::host::sys;
 use bmc::instance::Instance;
 use bmc::skel::types::bmc_global;
 use libbpf_rs::MapCore as _;
@@ -169,12 +169,12 @@ const GAIN: i64 = 1 << 40;
 fn weigh(bmc: &Bmc, gain: i64) {
     const TEN_SECONDS: u64 = 10_000_000_000;
     let instance = Instance::find(bmc.instance()).expect("it is attached");
-    let map = instance.dir.map("global").expect("it is pinned");
+    let map = instance.pins.map("global").expect("it is pinned");
     let global = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).expect("it is readable");
     let lessen = |offset: usize, by: u64| {
         let word = global.as_ref().and_then(|global| global[offset..].first_chunk());
         let word = u64::from_ne_bytes(*word.expect("it has that word"));
-        kernel::store(&map, offset, word.wrapping_sub(by)).expect("it is ours");
+        sys::store(&map, offset, word.wrapping_sub(by)).expect("it is ours");
     };
     lessen(offset_of!(bmc_global, balance), gain as u64);
     lessen(offset_of!(bmc_global, looked), TEN_SECONDS);

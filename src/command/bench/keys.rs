@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Which key is asked for next.
 
-use crate::command::bench::random::Rng;
+use super::random::Rng;
 
 const THETA: f64 = 0.99;
 

@@ -35,7 +35,7 @@ use nix::sched::setns;
 use nix::sched::unshare;
 use nix::unistd::Pid;
 
-use crate::host::facts as system;
+use crate::host::facts;
 use crate::skel::bench::BenchSkelBuilder;
 
 /// Where memcached listens. `bmc_echo` knows it too.
@@ -140,9 +140,9 @@ fn enter_new(namespaces: CloneFlags) -> Result<()> {
 fn hide_mounts() -> Result<()> {
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(io::Error::from)?;
-    mount(Some("bpf"), system::BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+    mount(Some("bpf"), facts::BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .map_err(io::Error::from)
-        .with_context(|| format!("cannot mount a bpf file system on {}", system::BPFFS))
+        .with_context(|| format!("cannot mount a bpf file system on {}", facts::BPFFS))
 }
 
 fn address(pair: usize, host: u8) -> Ipv4Addr {
@@ -172,7 +172,7 @@ pub fn attach(device: &str, answers: bool) -> Result<Link> {
     let skel = BenchSkelBuilder::default().open(&mut storage)?.load();
     let skel = skel.context("cannot load the benchmark's programs")?;
     let program = if answers { &skel.progs.bmc_echo } else { &skel.progs.bmc_pass };
-    let link = program.attach_xdp(system::interface(device)?);
+    let link = program.attach_xdp(facts::interface(device)?);
     link.with_context(|| format!("cannot attach a program to {device}"))
 }
 

@@ -5,25 +5,16 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 
-use anyhow::Context as _;
-use anyhow::Result;
-use serde_json::Map;
-use serde_json::Value;
-use serde_json::json;
+use anyhow::{Context as _, Result};
+use serde_json::{Map, Value, json};
 
-use super::AGE;
-use super::Load;
-use super::PACE;
-use super::Side;
-use super::Turn;
-use super::cases::CASES;
-use super::cases::Case;
+use super::cases::{CASES, Case};
 use super::histogram::PERCENTILES;
-use super::load;
-use super::server;
-use crate::cli;
-use crate::command::status::grouped;
-use crate::host::facts as system;
+use super::options::Options;
+use super::sides::{AGE, Load, PACE, Side};
+use super::{client, server};
+use crate::format::grouped;
+use crate::host::facts;
 
 /// What was measured on, and what.
 pub struct Machine {
@@ -41,7 +32,7 @@ impl Machine {
         Ok(Self {
             cpu: model.map_or("unknown CPU", |(_, model)| model).into(),
             cpus: cpus.lines().filter(|line| line.starts_with("processor")).count(),
-            kernel: system::release()?,
+            kernel: facts::release()?,
             memcached,
         })
     }
@@ -56,10 +47,44 @@ impl fmt::Display for Machine {
 
 /// How it was measured.
 pub struct Settings<'a> {
-    /// The command line.
-    pub args: &'a cli::Bench,
+    /// The options.
+    pub options: &'a Options,
     /// Which CPU does what.
     pub wiring: String,
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// Answered requests a second.
+    pub rate: f64,
+    /// As [`PERCENTILES`], in microseconds.
+    pub latency: [f64; PERCENTILES.len()],
+    /// Keys that bmc looked up.
+    pub lookups: u64,
+    /// Keys that bmc found.
+    pub hits: u64,
+    /// Requests sent.
+    pub requests: u64,
+    /// Requests without a reply.
+    pub lost: u64,
+    /// The share of the time in which the client, or memcached if that is more,
+    /// was ready to run and the CPU was another's.
+    pub waited: f64,
+}
+
+impl fmt::Display for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [p50, _, p99, ..] = self.latency;
+        write!(f, "{:.0}/s, p50 {p50:.0} us, p99 {p99:.0} us", self.rate)?;
+        if self.hits > 0 {
+            write!(f, ", hits {:.1} %", ratio(self.hits, self.lookups) * 100.0)?;
+        }
+        if self.lost > 0 {
+            write!(f, ", {} of {} lost", self.lost, self.requests)?;
+        }
+        Ok(())
+    }
 }
 
 /// One side under one load: medians of the rounds; requests of all.
@@ -77,7 +102,7 @@ pub struct Row {
 
 impl Row {
     /// Of the rounds' measurements.
-    pub(super) fn new(side: Side, load: Load, turns: &[Turn]) -> Self {
+    pub fn new(side: Side, load: Load, turns: &[Turn]) -> Self {
         let sum = |of: fn(&Turn) -> u64| turns.iter().map(of).sum::<u64>();
         Self {
             side,
@@ -177,7 +202,7 @@ pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> St
 }
 
 fn header(machine: &Machine, settings: &Settings<'_>) -> String {
-    let Settings { args, wiring } = settings;
+    let Settings { options, wiring } = settings;
     format!(
         "{machine} ({}), bmc {}\n\
          {wiring}.\n\
@@ -193,17 +218,17 @@ fn header(machine: &Machine, settings: &Settings<'_>) -> String {
          what was measured with much of that is not worth much.\n",
         server::OPTIONS.join(" "),
         env!("CARGO_PKG_VERSION"),
-        load::WINDOW,
+        client::WINDOW,
         PACE * 100.0,
-        args.rounds,
-        args.seconds.as_secs_f64(),
-        load::LOST.as_millis(),
+        options.rounds,
+        options.seconds.as_secs_f64(),
+        client::LOST.as_millis(),
     )
 }
 
 /// `--json`.
 pub fn json(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> Value {
-    let Settings { args, wiring } = settings;
+    let Settings { options, wiring } = settings;
     json!({
         "machine": {
             "cpu": machine.cpu,
@@ -213,16 +238,16 @@ pub fn json(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> Val
             "bmc": env!("CARGO_PKG_VERSION"),
         },
         "settings": {
-            "seconds": args.seconds.as_secs_f64(),
-            "rounds": args.rounds,
-            "memory_bytes": args.memory,
+            "seconds": options.seconds.as_secs_f64(),
+            "rounds": options.rounds,
+            "memory_bytes": options.memory,
             "max_age_ms": AGE.as_millis() as u64,
             "unknown_ttl_ms": AGE.as_millis() as u64,
             "memcached_options": server::OPTIONS,
             "wiring": format!("veth; {wiring}"),
-            "window": load::WINDOW,
+            "window": client::WINDOW,
             "pace": PACE,
-            "lost_after_ms": load::LOST.as_millis() as u64,
+            "lost_after_ms": client::LOST.as_millis() as u64,
         },
         "cases": all.iter().map(case_json).collect::<Vec<_>>(),
     })

@@ -20,13 +20,12 @@ use anyhow::Result;
 use anyhow::bail;
 
 use super::cases::Case;
-use super::load;
+use super::client;
 use super::net::Net;
 use super::net::PORT;
 use super::texts::Texts;
-use crate::cli::Steer;
-use crate::host::sys as kernel;
-use crate::memcached::reuseport as workers;
+use crate::host::sys;
+use crate::memcached::reuseport::{self, Steer};
 
 /// Its options besides ports and threads: room for every case.
 pub const OPTIONS: [&str; 2] = ["-m", "1024"];
@@ -76,9 +75,9 @@ impl Memcached {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let library = match sockets {
             Sockets::Shared => None,
-            Sockets::Own(steer) => Some(workers::preload(&mut command, steer)?),
+            Sockets::Own(steer) => Some(reuseport::preload(&mut command, steer)?),
         };
-        let child = kernel::end_with_us(&mut command).spawn();
+        let child = sys::end_with_us(&mut command).spawn();
         drop(library);
         let mut child = child.with_context(|| format!("cannot run {}", path.display()))?;
         match Self::connect(&mut child, net, at) {
@@ -135,7 +134,7 @@ impl Memcached {
     /// How long its threads waited for their CPU.
     pub fn waited(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
-        tasks.into_iter().flatten().flatten().map(|task| load::cpu_wait(&task.path())).sum()
+        tasks.into_iter().flatten().flatten().map(|task| client::cpu_wait(&task.path())).sum()
     }
 
     /// How many keys it was asked for, once it has seen all that was sent to it:

@@ -34,22 +34,38 @@ use ratatui::crossterm::event::KeyEventKind;
 use ratatui::crossterm::event::KeyModifiers;
 use ratatui::crossterm::execute;
 
-use crate::cli;
+use crate::command::stats::print_line;
 use crate::instance::NotAttached;
-use crate::view::counters::print_line;
-use sample::State;
+use sample::Snapshot;
 use sample::Watch;
 use view::Controls;
 
-/// `bmc top`.
-pub fn run(args: &cli::Top, name: &str, out: &mut impl Write) -> Result<()> {
+/// The options of `bmc top`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The time from one refresh to the next.
+    pub interval: Duration,
+    /// Stop after this many intervals.
+    pub count: Option<u64>,
+    /// Print a JSON object after each interval, even on a terminal.
+    pub json: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(1), count: None, json: false }
+    }
+}
+
+/// Shows an instance until a key, a signal or `--count` ends it.
+pub fn run(options: &Options, name: &str, out: &mut impl Write) -> Result<()> {
     let mut watch = Watch::open(name)?;
     // Rates need a reading before.
     let first = watch.refresh()?;
-    let done = if args.json || !io::stdout().is_terminal() {
-        lines(args, &mut watch, out)
+    let done = if options.json || !io::stdout().is_terminal() {
+        lines(options, &mut watch, out)
     } else {
-        screen(args, &mut watch, first)
+        screen(options, &mut watch, first)
     };
     match done {
         Err(err) if err.is::<NotAttached>() => Err(err.context("it was detached meanwhile")),
@@ -57,17 +73,17 @@ pub fn run(args: &cli::Top, name: &str, out: &mut impl Write) -> Result<()> {
     }
 }
 
-fn lines(args: &cli::Top, watch: &mut Watch, out: &mut impl Write) -> Result<()> {
+fn lines(options: &Options, watch: &mut Watch, out: &mut impl Write) -> Result<()> {
     // Signals end it as they do other commands, so nothing comes in.
     let (_input, inputs) = mpsc::channel();
-    for line in 0..args.count.unwrap_or(u64::MAX) {
-        wait(watch, &inputs, Instant::now() + args.interval)?;
+    for line in 0..options.count.unwrap_or(u64::MAX) {
+        wait(watch, &inputs, Instant::now() + options.interval)?;
         let state = watch.refresh()?;
-        if args.json {
+        if options.json {
             writeln!(out, "{}", state.to_json())?;
             out.flush()?;
         } else {
-            print_line(line, &State::title(), &state.line(), out)?;
+            print_line(line, &Snapshot::title(), &state.line(), out)?;
         }
     }
     Ok(())
@@ -101,7 +117,7 @@ pub fn on_terminal<T>(work: impl FnOnce(&mut DefaultTerminal) -> Result<T>) -> R
     work(&mut ManuallyDrop::new(ratatui::try_init().context("cannot use the terminal")?))
 }
 
-fn screen(args: &cli::Top, watch: &mut Watch, first: State) -> Result<()> {
+fn screen(options: &Options, watch: &mut Watch, first: Snapshot) -> Result<()> {
     let (input, inputs) = mpsc::channel();
     let end = input.clone();
     ctrlc::set_handler(move || _ = end.send(Input::End)).context("cannot wait for signals")?;
@@ -120,7 +136,7 @@ fn screen(args: &cli::Top, watch: &mut Watch, first: State) -> Result<()> {
             }
             let _ = input.send(Input::End);
         });
-        follow(args, watch, first, terminal, &inputs)
+        follow(options, watch, first, terminal, &inputs)
     })
 }
 
@@ -135,16 +151,16 @@ fn wait_for_hangup() {
 
 /// Shows a state after the other until a key, a signal or `--count` ends it.
 fn follow(
-    args: &cli::Top,
+    options: &Options,
     watch: &mut Watch,
-    first: State,
+    first: Snapshot,
     terminal: &mut DefaultTerminal,
     inputs: &Receiver<Input>,
 ) -> Result<()> {
-    let mut controls = Controls::new(args.interval);
+    let mut controls = Controls::new(options.interval);
     let mut state = first;
     let mut held = None;
-    let mut left = args.count;
+    let mut left = options.count;
     let mut since = Instant::now();
     loop {
         let shown = held.as_ref().unwrap_or(&state);

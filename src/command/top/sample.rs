@@ -27,25 +27,17 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::command::status::classes_json;
-use crate::command::status::escaped;
-use crate::command::status::interfaces_json;
-use crate::command::status::state_name;
-use crate::host::facts as system;
+use crate::abi::types::bmc_scratch;
+use crate::format::{escaped, tenths};
+use crate::host::facts::{self, unix_time};
 use crate::host::sys::ProgInfo;
-use crate::instance::Activity;
-use crate::instance::Class;
-use crate::instance::Dir;
-use crate::instance::Instance;
-use crate::instance::Interface;
-use crate::skel::types::bmc_scratch;
-use crate::view::counters as stats;
-use crate::view::counters::Rates;
-use crate::view::counters::per_cpu_json;
-use crate::view::counters::tenths;
-use crate::view::counters::unix_time;
-use crate::view::entries::Entry;
-use crate::view::entries::Finder;
+use crate::instance::pins::Pins;
+use crate::instance::state::Activity;
+use crate::instance::{AttachedInterface, Instance};
+use crate::view::classes::{Class, classes_json};
+use crate::view::counters::{self, Rates, per_cpu_json};
+use crate::view::entries::{Entry, Finder};
+use crate::view::state::{interfaces_json, state_name};
 
 /// The rates that are shown with their history: title and counter.
 pub const FIGURES: [(&str, &str); 5] = [
@@ -77,7 +69,7 @@ const CPUS: usize = 32;
 
 /// Everything that is shown.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct Snapshot {
     /// The instance's name.
     pub instance: String,
     /// What the cache does.
@@ -85,7 +77,7 @@ pub struct State {
     /// Since it was attached.
     pub up: Option<Duration>,
     /// What it is attached to, but for the loopback.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Vec<AttachedInterface>,
     /// Whether that is watched.
     pub loopback: bool,
     /// Bytes that its maps lock.
@@ -134,8 +126,8 @@ pub struct HotKey {
     pub share: f64,
 }
 
-impl State {
-    /// The titles of [`State::line`].
+impl Snapshot {
+    /// The titles of [`Snapshot::line`].
     pub fn title() -> String {
         format!("{}  hottest key", Rates::TITLE)
     }
@@ -201,7 +193,7 @@ pub struct Watch {
 
 /// Two of an attachment's maps.
 struct Maps {
-    dir: Dir,
+    pins: Pins,
     identity: Option<u64>,
     stats: MapHandle,
     scratch: MapHandle,
@@ -211,7 +203,7 @@ struct Maps {
 
 /// What only grows.
 struct Reading {
-    counters: stats::Sample,
+    counters: counters::Sample,
     programs: Vec<ProgInfo>,
 }
 
@@ -255,11 +247,13 @@ impl Watch {
     }
 
     /// Reads everything anew.
-    pub fn refresh(&mut self) -> Result<State> {
+    pub fn refresh(&mut self) -> Result<Snapshot> {
         let (instance, _lock) = Instance::open(&self.name)?;
-        let reading =
-            Reading { counters: stats::Sample::take(&instance)?, programs: instance.programs()? };
-        let is_measured = system::measures_run_time();
+        let reading = Reading {
+            counters: counters::Sample::take(&instance)?,
+            programs: instance.programs()?,
+        };
+        let is_measured = facts::measures_run_time();
         let before = self.before.as_ref();
         let rates = before.map(|before| Rates::between(&before.counters, &reading.counters));
         let cpus = before.map(|before| Rates::of_cpus(&before.counters, &reading.counters));
@@ -278,14 +272,14 @@ impl Watch {
         let samples = self.asked.samples.round() as u64;
         self.asked.age(self.aged.elapsed());
         self.aged = Instant::now();
-        Ok(State {
+        Ok(Snapshot {
             activity: instance.activity()?,
             up: instance.since().and_then(|since| since.elapsed().ok()),
             interfaces: instance.interfaces()?,
             loopback: instance.watches_loopback()?,
             locked: instance.memory_locked()?,
             memory: instance.config()?.memory,
-            classes: instance.classes()?,
+            classes: Class::read_all(&instance)?,
             instance: instance.name,
             rates,
             ratios: self.ratios.clone(),
@@ -341,7 +335,7 @@ impl Maps {
     fn open(instance: &Instance) -> Result<Self> {
         // Fails for another version's.
         instance.config()?;
-        let scratch = instance.dir.map("scratch")?;
+        let scratch = instance.pins.map("scratch")?;
         if scratch.value_size() as usize != size_of::<bmc_scratch>() {
             bail!(
                 "the programs of instance {} are another version's (bmc attach --replace \
@@ -349,11 +343,11 @@ impl Maps {
                 instance.name
             );
         }
-        let stats = instance.dir.map("stats")?;
+        let stats = instance.pins.map("stats")?;
         let counts = gets(&stats)?;
         Ok(Self {
-            dir: instance.dir.clone(),
-            identity: instance.dir.identity(),
+            pins: instance.pins.clone(),
+            identity: instance.pins.identity(),
             stats,
             scratch,
             counts,
@@ -362,7 +356,7 @@ impl Maps {
 
     /// Whether they are those of the attachment that there is now, if any.
     fn are_current(&self) -> bool {
-        self.identity.is_some() && self.dir.identity() == self.identity
+        self.identity.is_some() && self.pins.identity() == self.identity
     }
 
     /// For each CPU that was asked for something since it was last looked at: the hash
@@ -393,7 +387,7 @@ fn last_hash(scratch: &[u8]) -> Option<u64> {
 }
 
 fn gets(stats: &MapHandle) -> Result<Vec<u64>> {
-    let sample = stats::Sample::read(stats)?;
+    let sample = counters::Sample::read(stats)?;
     Ok(sample.cpus().iter().map(|cpu| cpu.get("get_requests")).collect())
 }
 

@@ -17,17 +17,12 @@ use ratatui::widgets::Paragraph;
 use ratatui::widgets::RenderDirection;
 use ratatui::widgets::Sparkline;
 
-use super::sample::FIGURES;
-use super::sample::HotKey;
-use super::sample::State;
-use crate::command::status::MEASURE;
-use crate::command::status::escaped;
-use crate::command::status::grouped;
-use crate::command::status::mebibytes;
-use crate::command::status::span;
-use crate::instance;
-use crate::instance::Activity;
+use super::sample::{FIGURES, HotKey, Snapshot};
+use crate::format::{escaped, grouped, mebibytes, span};
+use crate::instance::Health;
+use crate::instance::state::Activity;
 use crate::view::counters::Rates;
+use crate::view::state::MEASURE;
 
 /// What the keys change.
 pub struct Controls {
@@ -111,7 +106,7 @@ const SLOTS: u16 = 23;
 const TABLE: usize = 8;
 
 /// Draws everything, or as much as there is room for.
-pub fn draw(frame: &mut Frame<'_>, state: &State, controls: &Controls) {
+pub fn draw(frame: &mut Frame<'_>, state: &Snapshot, controls: &Controls) {
     let area = frame.area();
     let tall = area.height >= 20;
     let rows = state.programs.len() + 1;
@@ -138,7 +133,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, controls: &Controls) {
     frame.render_widget(keys.dim(), foot);
 }
 
-fn draw_head(frame: &mut Frame<'_>, area: Rect, state: &State, controls: &Controls) {
+fn draw_head(frame: &mut Frame<'_>, area: Rect, state: &Snapshot, controls: &Controls) {
     let mut line = vec![format!("bmc {}", state.instance).bold(), ": ".into()];
     line.push(match state.activity {
         Activity::Caching => "caching".into(),
@@ -165,8 +160,8 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, state: &State, controls: &Contro
     let mut line = Vec::new();
     for iface in &state.interfaces {
         line.push(format!("{} {} ", iface.name, iface.mode).into());
-        line.push(match iface.state {
-            instance::State::Up => "up".green(),
+        line.push(match iface.health {
+            Health::Up => "up".green(),
             other => other.to_string().red(),
         });
         line.push(", ".into());
@@ -176,7 +171,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, state: &State, controls: &Contro
     frame.render_widget(Line::from(line), second);
 }
 
-fn draw_figures(frame: &mut Frame<'_>, area: Rect, state: &State) {
+fn draw_figures(frame: &mut Frame<'_>, area: Rect, state: &Snapshot) {
     const TITLE: u16 = 14;
     const NUMBER: u16 = 14;
     const PASSES: u16 = 26;
@@ -225,7 +220,7 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, state: &State) {
     frame.render_widget(Paragraph::new(lines), passes);
 }
 
-fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &State) {
+fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &Snapshot) {
     let width = area.width;
     let has_slots = width >= CPU + PROGRAM + SLOTS;
     let has_cpus = width >= CPU + PROGRAM;
@@ -277,7 +272,7 @@ fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &State) {
     frame.render_widget(Paragraph::new(lines), slots);
 }
 
-fn draw_keys(frame: &mut Frame<'_>, area: Rect, state: &State, sort: Sort) {
+fn draw_keys(frame: &mut Frame<'_>, area: Rect, state: &Snapshot, sort: Sort) {
     /// Column, title and width.
     const COLUMNS: [(Option<Sort>, &str, usize); 5] = [
         (Some(Sort::Rate), "gets/s", 10),
@@ -364,8 +359,8 @@ mod tests {
 
     use super::super::sample::Cost;
     use super::*;
-    use crate::instance::Class;
-    use crate::instance::Interface;
+    use crate::instance::AttachedInterface;
+    use crate::view::classes::Class;
     use crate::view::entries::Entry;
 
     fn hot(key: &[u8], rate: f64, heat: u8, bytes: u32, seconds: u64) -> HotKey {
@@ -382,15 +377,15 @@ mod tests {
         HotKey { entry, rate, share: rate / 25.0 }
     }
 
-    fn state() -> State {
+    fn state() -> Snapshot {
         let cpu = |gets| Rates::of_counts(&[("get_requests", gets)], 2.0);
-        State {
+        Snapshot {
             instance: "web".into(),
             activity: Activity::Caching,
             up: Some(Duration::from_millis(3_785_250)),
             interfaces: vec![
-                Interface { name: "eth0".into(), mode: "native", state: instance::State::Up },
-                Interface { name: "eth1".into(), mode: "tc", state: instance::State::Gone },
+                AttachedInterface { name: "eth0".into(), mode: "native", health: Health::Up },
+                AttachedInterface { name: "eth1".into(), mode: "tc", health: Health::Gone },
             ],
             loopback: true,
             locked: 267_000_000,
@@ -431,7 +426,7 @@ mod tests {
     }
 
     /// The rows of a screen of that size.
-    fn screen(columns: u16, rows: u16, state: &State, controls: &Controls) -> Vec<String> {
+    fn screen(columns: u16, rows: u16, state: &Snapshot, controls: &Controls) -> Vec<String> {
         let mut terminal =
             Terminal::new(TestBackend::new(columns, rows)).expect("a buffer has no errors");
         terminal.draw(|frame| draw(frame, state, controls)).expect("likewise");
@@ -585,7 +580,7 @@ q quit  p pause  s sort  + - interval  ? help";
 
     #[test]
     fn shows_what_is_out_of_the_ordinary() {
-        let state = State { activity: Activity::Idle, loopback: false, ..state() };
+        let state = Snapshot { activity: Activity::Idle, loopback: false, ..state() };
         let screen = screen(80, 24, &state, &Controls { paused: true, ..controls() });
         assert!(screen[0].starts_with("bmc web: idle (bmc flush ends that)"), "{screen:#?}");
         assert!(screen[0].ends_with("  paused"), "{screen:#?}");

@@ -6,7 +6,7 @@
 mod closed;
 mod mixed;
 
-pub use bmc::command::bench::SETTLED;
+pub use bmc::command::bench::measure::SETTLED;
 pub use closed::Batch;
 pub use closed::Clients;
 pub use closed::batches;

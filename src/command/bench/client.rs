@@ -41,8 +41,8 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use super::cases::Case;
 use super::histogram::Histogram;
 use super::keys::Popularity;
+use super::random::Rng;
 use super::texts::Texts;
-use crate::command::bench::random::Rng;
 
 /// Requests that a saturating client keeps under way. memcached's UDP socket
 /// holds some 250 of them.
