@@ -138,60 +138,13 @@ struct bmc_config {
 	struct bmc_prefix6 allow6[BMC_ALLOW_MAX];
 };
 
-/*
- * Counters, one struct a CPU; only u64s. The tool's table in stats.rs names
- * and explains them in this order.
- */
+/* The counters, one struct per CPU: a __u64 for each line of counters.h. */
+#define COUNTER(name, unit, kind, help) __u64 name;
+#define GROUP(kind, name, help)
 struct bmc_stats {
-	__u64 get_requests;
-	__u64 get_keys;
-	__u64 hits;
-	__u64 misses;
-	__u64 hit_mispredictions;
-	__u64 tc_replies;
-	__u64 get_replies;
-	__u64 leases;
-	__u64 fills;
-	__u64 evictions;
-	__u64 tcp_requests;
-	__u64 tcp_writes;
-	__u64 write_requests;
-	__u64 invalidations;
-	__u64 flushes;
-	__u64 memcached_gone;
-	__u64 sleeps;
-	/* GETs that went to memcached although every key was there. */
-	__u64 pass_room;
-	__u64 pass_size;
-	/* UDP requests to a memcached port that bmc did not even look up. */
-	__u64 pass_source;
-	__u64 pass_address;
-	__u64 pass_fragment;
-	__u64 pass_header;
-	__u64 pass_length;
-	__u64 pass_checksum;
-	__u64 pass_frame;
-	__u64 pass_command;
-	__u64 pass_key;
-	__u64 pass_keys;
-	__u64 pass_line;
-	/* Leases not given. */
-	__u64 lease_dirty;
-	__u64 lease_quarantine;
-	__u64 lease_outstanding;
-	/* Replies that filled nothing although they held a value. */
-	__u64 fill_user;
-	__u64 fill_unleased;
-	__u64 fill_raced;
-	__u64 fill_reply;
-	__u64 fill_admission;
-	__u64 fill_expiry;
-	/* Writes of which bmc could not follow the reply. */
-	__u64 write_untracked;
-	/* TCP: what had to be taken for a change of any key. */
-	__u64 tcp_unparsed;
-	__u64 tcp_unfollowed;
-	__u64 tcp_unmatched;
+#include "counters.h"
 };
+#undef COUNTER
+#undef GROUP
 
 #endif /* BMC_H */

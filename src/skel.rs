@@ -23,6 +23,11 @@ pub mod gone {
     include!(concat!(env!("OUT_DIR"), "/gone.skel.rs"));
 }
 
+/// The skeleton of `bpf/abi.bpf.c`.
+pub mod abi {
+    include!(concat!(env!("OUT_DIR"), "/abi.skel.rs"));
+}
+
 /// The skeleton of `bpf/bench.bpf.c`.
 pub mod bench {
     include!(concat!(env!("OUT_DIR"), "/bench.skel.rs"));

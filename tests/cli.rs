@@ -15,6 +15,7 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
+use bmc::abi::{COUNTERS, Counter, GROUPS};
 use copy::Copy;
 
 const DONE: i32 = 0;
@@ -229,6 +230,11 @@ fn the_manual_page_covers_every_command_and_is_clean_roff() {
     }
     assert!(page.contains("EXIT STATUS"));
     assert!(page.contains("unknown\\-ttl"));
+    for Counter { name, unit, .. } in COUNTERS {
+        let reason = GROUPS.iter().find_map(|group| name.strip_prefix(group.prefix));
+        let title = format!("\\fB{}\\fR (\\fI{unit}\\fR)", reason.unwrap_or(name));
+        assert!(page.contains(&title), "{title}");
+    }
 }
 
 #[test]

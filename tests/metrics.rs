@@ -24,9 +24,9 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
+use bmc::abi::COUNTERS;
+use bmc::abi::GROUPS;
 use bmc::host::sys::end_with_us;
-use bmc::view::counters::COUNTERS;
-use bmc::view::counters::GROUPS;
 use bmc::view::prometheus::Family;
 use bmc::view::prometheus::families;
 use nix::sys::signal::Signal;
@@ -239,8 +239,8 @@ fn prometheus_takes_the_page_and_finds_all_that_is_documented() {
             families().iter().map(|family| format!("bmc_{}", family.name)).collect();
         assert_eq!(page.families, names);
         for Family { name, labels, .. } in families() {
-            let counted = COUNTERS.iter().any(|(counter, _)| name == format!("{counter}_total"))
-                || GROUPS.iter().any(|(_, group, _)| name == format!("{group}_total"));
+            let counted = COUNTERS.iter().any(|counter| name == format!("{}_total", counter.name))
+                || GROUPS.iter().any(|group| name == format!("{}_total", group.name));
             let cpu = (counted && !args.is_empty()).then_some(&"cpu");
             let known: BTreeSet<_> = labels.iter().chain(cpu).chain([&"bmc_instance"]).collect();
             let series = page.of(&format!("bmc_{name}"));
@@ -290,24 +290,38 @@ fn prometheus_takes_the_page_and_finds_all_that_is_documented() {
     assert_eq!(up, BTreeMap::from([("eth0".into(), 1.0), (r#"a\"b\\c{}=,"#.into(), 0.0)]));
 }
 
-#[test]
-fn the_readme_describes_every_metric_and_no_other() {
+/// The rows of README.md's table of metrics.
+fn metrics_table() -> Vec<String> {
     let row = |Family { name, kind, labels, help }: Family| {
         let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
-        let group = GROUPS.iter().find(|(_, group, _)| name == format!("{group}_total"));
-        let reasons = group.map(|(prefix, _, _)| {
-            let reasons = COUNTERS.iter().filter_map(|(name, help)| {
-                Some(format!("`{}` {help}", name.strip_prefix(prefix)?))
+        let group = GROUPS.iter().find(|group| name == format!("{}_total", group.name));
+        let reasons = group.map(|group| {
+            let reasons = COUNTERS.iter().filter_map(|counter| {
+                let reason = counter.name.strip_prefix(group.prefix)?;
+                Some(format!("`{reason}` {}", counter.help))
             });
             format!(": {}", reasons.collect::<Vec<_>>().join("; "))
         });
         let reasons = reasons.unwrap_or_default();
         format!("| `bmc_{name}` | {kind} | {} | {help}{reasons} |", labels.join(", "))
     };
-    let printed: Vec<_> = families().into_iter().map(row).collect();
-    let readme = read("README.md");
-    let described: Vec<_> = readme.lines().filter(|line| line.starts_with("| `bmc_")).collect();
-    assert_eq!(described, printed, "README.md should have:\n{}\n", printed.join("\n"));
+    families().into_iter().map(row).collect()
+}
+
+/// With `UPDATE_README=1` in its environment it writes the table.
+#[test]
+fn the_readme_describes_every_metric_and_no_other() {
+    let (readme, table) = (read("README.md"), metrics_table());
+    let is_row = |line: &&str| line.starts_with("| `bmc_");
+    let described: Vec<_> = readme.lines().filter(is_row).collect();
+    if described != table && std::env::var_os("UPDATE_README").is_some() {
+        let (before, rest) = readme.split_once(described[0]).expect("there is a table");
+        let after = rest.lines().skip(1).skip_while(|line| is_row(line)).collect::<Vec<_>>();
+        let text = format!("{before}{}\n{}\n", table.join("\n"), after.join("\n"));
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"), text).expect("ours");
+        return;
+    }
+    assert_eq!(described, table, "UPDATE_README=1 cargo test --test metrics readme writes it");
 }
 
 fn dashboard() -> Value {

@@ -6,6 +6,8 @@ use std::io::Write;
 use anyhow::{Context as _, Result};
 use clap_mangen::Man;
 
+use crate::abi::{COUNTERS, Counter, GROUPS, Group};
+
 /// Prints the page of a command line, or of one of its commands.
 pub fn run(cli: clap::Command, command: Option<&str>, out: &mut impl Write) -> Result<()> {
     match command {
@@ -32,9 +34,29 @@ fn all(cli: &clap::Command, out: &mut impl Write) -> Result<()> {
             writeln!(out, "{line}")?;
         }
     }
+    counters(out)?;
     let mut text = Vec::new();
     page.render_extra_section(&mut text)?;
     write!(out, "{}", String::from_utf8(text)?.replace(".SH EXTRA", ".SH \"EXIT STATUS\""))?;
+    Ok(())
+}
+
+/// Explains the counters that `bmc stats` prints.
+fn counters(out: &mut impl Write) -> Result<()> {
+    let roff = |text: &str| text.replace('-', "\\-");
+    writeln!(out, ".SH COUNTERS\nOf bmc stats, with the unit of each.")?;
+    for Counter { name, unit, help, .. } in COUNTERS.iter().filter(|c| c.reason().is_none()) {
+        writeln!(out, ".TP\n\\fB{name}\\fR (\\fI{unit}\\fR)\n{}.", roff(help))?;
+    }
+    for Group { prefix, name, help } in &GROUPS {
+        writeln!(out, ".TP\n\\fB{name}\\fR\n{}, by reason:\n.RS", roff(help))?;
+        for Counter { name, unit, help, .. } in &COUNTERS {
+            if let Some(reason) = name.strip_prefix(prefix) {
+                writeln!(out, ".TP\n\\fB{reason}\\fR (\\fI{unit}\\fR)\n{}", roff(help))?;
+            }
+        }
+        writeln!(out, ".RE")?;
+    }
     Ok(())
 }
 

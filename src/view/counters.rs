@@ -7,74 +7,12 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use serde_json::{Map, Value, json};
 
-use crate::abi::types::bmc_stats;
+use crate::abi::{COUNTERS, GROUPS, Group};
 use crate::format::{grouped, tenths};
 use crate::host::facts::unix_time;
 use crate::instance::Instance;
 
-/// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 43] = [
-    ("get_requests", "GET requests looked up"),
-    ("get_keys", "Keys of these requests: hits and misses"),
-    ("hits", "Keys answered by bmc"),
-    ("misses", "Keys of GET requests that went on to memcached"),
-    ("hit_mispredictions", "Lookups that found a slot of another key"),
-    ("tc_replies", "GET requests answered behind the driver (tc)"),
-    ("get_replies", "Replies of memcached to GET requests"),
-    ("leases", "Rights to fill given to GET requests that missed"),
-    ("fills", "Entries filled"),
-    ("evictions", "Entries that gave way to others"),
-    ("tcp_requests", "Commands over TCP that get a reply"),
-    ("tcp_writes", "Writes over TCP"),
-    ("write_requests", "Writes seen"),
-    ("invalidations", "Entries dropped for a write"),
-    ("flushes", "Times that every entry was forgotten"),
-    ("memcached_gone", "Times that a memcached stopped listening"),
-    ("sleeps", "Times that the cache fell asleep, because it would cost more than it saves"),
-    ("pass_room", "no room in the packet for the reply"),
-    ("pass_size", "reply larger than one datagram"),
-    ("pass_source", "client not within --allow"),
-    ("pass_address", "multicast, or no address to answer to"),
-    ("pass_fragment", "IP fragment"),
-    ("pass_header", "IP options or extension headers"),
-    ("pass_length", "lengths that do not agree"),
-    ("pass_checksum", "wrong UDP checksum"),
-    ("pass_frame", "request of several datagrams, or no memcached frame"),
-    ("pass_command", "another command than get"),
-    ("pass_key", "key empty, too long or with control characters"),
-    ("pass_keys", "too many keys"),
-    ("pass_line", "line not ended as one get is"),
-    ("lease_dirty", "a write of the bucket was pending"),
-    ("lease_quarantine", "a write that cannot be followed was too recent"),
-    ("lease_outstanding", "an earlier request of the same id was unanswered"),
-    ("fill_user", "not sent by memcached but by another user's process"),
-    ("fill_unleased", "the request had no lease"),
-    ("fill_raced", "a write came in between"),
-    ("fill_reply", "not the reply to one key in one datagram"),
-    ("fill_admission", "everything in its place was in more demand"),
-    ("fill_expiry", "the item was about to end"),
-    ("write_untracked", "Writes whose reply cannot be followed"),
-    ("tcp_unparsed", "Packets with a command that is not known, or behind a gap"),
-    ("tcp_unfollowed", "TCP packets to memcached without a connection to follow"),
-    ("tcp_unmatched", "TCP packets of memcached that answer no command"),
-];
-
 const COUNT: usize = COUNTERS.len();
-
-const _: () = assert!(size_of::<bmc_stats>() == COUNT * size_of::<u64>());
-
-/// Counters that are shown together: their prefix, the name of all, and what
-/// it means.
-pub const GROUPS: [(&str, &str, &str); 3] = [
-    ("pass_", "passes", "UDP requests left to memcached although they might be answered"),
-    ("lease_", "lease_refusals", "Leases not given"),
-    ("fill_", "fill_refusals", "Values in replies that did not become entries"),
-];
-
-/// The group of a counter, and its name therein.
-pub fn group(name: &str) -> Option<(&'static str, &str)> {
-    GROUPS.iter().find_map(|(prefix, group, _)| Some((*group, name.strip_prefix(prefix)?)))
-}
 
 /// All counters, in the order of [`COUNTERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,24 +48,25 @@ impl Counters {
     ///
     /// If there is none of that name.
     pub fn get(&self, name: &str) -> u64 {
-        let position = COUNTERS.iter().position(|(n, _)| *n == name);
+        let position = COUNTERS.iter().position(|counter| counter.name == name);
         self.0[position.expect("callers name counters of the table")]
     }
 
-    /// Each with its name, in the order of [`COUNTERS`].
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        COUNTERS.iter().zip(self.0).map(|((name, _), count)| (*name, count))
+    /// Those that belong to no group, by name.
+    pub fn single(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let all = COUNTERS.iter().zip(self.0).filter(|(counter, _)| counter.reason().is_none());
+        all.map(|(counter, count)| (counter.name, count))
     }
 
     /// Those of a group, by their names therein.
-    pub fn of_group<'a>(&'a self, of: &'a str) -> impl Iterator<Item = (&'static str, u64)> + 'a {
-        self.iter().filter_map(move |(name, count)| {
-            group(name).filter(|(g, _)| *g == of).map(|(_, rest)| (rest, count))
-        })
+    pub fn of_group(&self, group: &Group) -> impl Iterator<Item = (&'static str, u64)> {
+        let prefix = group.prefix;
+        let all = COUNTERS.iter().zip(self.0);
+        all.filter_map(move |(counter, count)| Some((counter.name.strip_prefix(prefix)?, count)))
     }
 
-    fn group_sum(&self, of: &str) -> u64 {
-        self.of_group(of).map(|(_, count)| count).sum()
+    fn group_sum(&self, group: &Group) -> u64 {
+        self.of_group(group).map(|(_, count)| count).sum()
     }
 
     /// As in `stats --json`.
@@ -138,13 +77,13 @@ impl Counters {
     /// The same with each of them as `value` says.
     fn to_json_as(self, value: impl Fn(u64) -> Value) -> Map<String, Value> {
         let mut object = Map::new();
-        for (name, count) in self.iter().filter(|(name, _)| group(name).is_none()) {
+        for (name, count) in self.single() {
             object.insert(name.into(), value(count));
         }
-        for (_, of, _) in GROUPS {
+        for group in &GROUPS {
             let reasons: Map<_, _> =
-                self.of_group(of).map(|(reason, count)| (reason.into(), value(count))).collect();
-            object.insert(of.into(), reasons.into());
+                self.of_group(group).map(|(reason, count)| (reason.into(), value(count))).collect();
+            object.insert(group.name.into(), reasons.into());
         }
         object
     }
@@ -155,6 +94,12 @@ impl Counters {
         let all = hits + self.get("misses");
         (all != 0).then(|| hits as f64 * 100.0 / all as f64)
     }
+}
+
+/// The reasons why requests passed.
+fn passes() -> &'static Group {
+    let passes = GROUPS.iter().find(|group| group.name == "passes");
+    passes.expect("it is a group of the table")
 }
 
 /// The counters of every CPU at one time.
@@ -233,7 +178,7 @@ impl Rates {
     /// Why requests passed, by how many did.
     pub fn passes(&self) -> Vec<(&'static str, f64)> {
         let mut reasons: Vec<_> =
-            self.counted.of_group("passes").filter(|(_, count)| *count != 0).collect();
+            self.counted.of_group(passes()).filter(|(_, count)| *count != 0).collect();
         reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         reasons.into_iter().map(|(reason, count)| (reason, self.rate(count))).collect()
     }
@@ -252,7 +197,7 @@ impl Rates {
     #[cfg(test)]
     pub fn of_counts(counts: &[(&str, u64)], seconds: f64) -> Self {
         let count = |name| counts.iter().find(|(n, _)| *n == name).map_or(0, |(_, count)| *count);
-        Self { counted: Counters(COUNTERS.map(|(name, _)| count(name))), seconds }
+        Self { counted: Counters(COUNTERS.map(|counter| count(counter.name))), seconds }
     }
 
     /// The titles of [`Rates::line`].
@@ -271,7 +216,7 @@ impl Rates {
             rate(c.get("misses")),
             rate(c.get("fills")),
             rate(c.get("write_requests")),
-            rate(c.group_sum("passes")),
+            rate(c.group_sum(passes())),
         )
     }
 }
@@ -284,13 +229,13 @@ pub fn table(sample: &Sample, per_cpu: bool) -> String {
         text += format!("{name:<24}{:>20}{note}", grouped(count)).trim_end();
         text += "\n";
     };
-    for (name, count) in total.iter().filter(|(name, _)| group(name).is_none()) {
+    for (name, count) in total.single() {
         let ratio = total.hit_ratio().filter(|_| name == "hits");
         row(name, count, &ratio.map_or(String::new(), |ratio| format!("  {ratio:.1} %")));
     }
-    for (_, of, _) in GROUPS {
-        row(of, total.group_sum(of), "");
-        for (reason, count) in total.of_group(of).filter(|(_, count)| *count != 0) {
+    for group in &GROUPS {
+        row(group.name, total.group_sum(group), "");
+        for (reason, count) in total.of_group(group).filter(|(_, count)| *count != 0) {
             row(&format!("  {reason}"), count, "");
         }
     }
@@ -321,16 +266,16 @@ pub fn csv(sample: &Sample, per_cpu: bool, with_header: bool) -> String {
     let mut text = String::new();
     if with_header {
         text += "time,cpu";
-        for (name, _) in COUNTERS {
+        for counter in &COUNTERS {
             text += ",";
-            text += name;
+            text += counter.name;
         }
         text += "\n";
     }
     let time = unix_time();
     let mut row = |cpu: &str, counters: &Counters| {
         text += &format!("{time:.3},{cpu}");
-        for (_, count) in counters.iter() {
+        for count in counters.0 {
             text += &format!(",{count}");
         }
         text += "\n";
@@ -350,19 +295,6 @@ mod tests {
 
     fn counters(first: u64) -> Counters {
         Counters(std::array::from_fn(|i| first + i as u64))
-    }
-
-    #[test]
-    fn names_the_counters_as_the_header_does_and_in_its_order() {
-        let header = include_str!("../../bpf/bmc.h");
-        let start = header.find("struct bmc_stats {").expect("the struct is there");
-        let body = &header[start..];
-        let body = &body[..body.find("};").expect("the struct ends")];
-        let names: Vec<_> = body
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("__u64 ")?.split(';').next())
-            .collect();
-        assert_eq!(names, COUNTERS.map(|(name, _)| name));
     }
 
     #[test]
@@ -410,7 +342,7 @@ mod tests {
     #[test]
     fn tables_fit_a_terminal_and_leave_out_reasons_that_did_not_occur() {
         let mut huge = Counters([u64::MAX / 100; COUNT]);
-        huge.0[COUNTERS.iter().position(|(n, _)| *n == "pass_room").expect("there is")] = 0;
+        huge.0[COUNTERS.iter().position(|c| c.name == "pass_room").expect("there is")] = 0;
         let sample = Sample { at: Instant::now(), cpus: vec![huge, huge] };
         let one_cpu = Counters([99_999_999_999; COUNT]);
         let cpus = Sample { at: Instant::now(), cpus: vec![one_cpu; 2] };

@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
 use super::lookup::{bucket_of, hash_of, heat_count, slot_of};
 use crate::abi::{
-    AGE_SHIFT, DIRTY, SLOT_MAX,
+    AGE_SHIFT, DIRTY, GENERATION_SHIFT, SLOT_MAX,
     types::{bmc_bucket, bmc_config, bmc_global, bmc_server, bmc_slot},
 };
 use crate::format::{escaped, span};
@@ -159,7 +159,7 @@ impl Present {
     /// The entry in a slot, by the rules of `cache_find()` in `bpf/cache.bpf.h`.
     fn entry(&self, slabs: &Shared, at: usize) -> Option<Entry> {
         let slot: bmc_slot = slabs.read(at)?;
-        if !slot.seq.is_multiple_of(2) || slot.epoch_len >> 16 != self.word >> 17 {
+        if !slot.seq.is_multiple_of(2) || slot.epoch_len >> 16 != self.word >> GENERATION_SHIFT {
             return None;
         }
         // Only the line before the value is needed.

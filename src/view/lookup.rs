@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! The arithmetic by which the programs find a slot, once more in Rust.
+//! The arithmetic by which the programs find a slot, once more in Rust. `tests/abi.rs` compares
+//! it with theirs.
 
-use crate::abi::{SLAB_SIZE, SLOT_REACH, UNIT, types::bmc_config};
+use crate::abi::{HEAT_BITS, SLAB_SIZE, SLOT_REACH, UNIT, types::bmc_config};
 
 /// Units of a slab.
 const UNITS: usize = SLAB_SIZE / UNIT;
@@ -35,8 +36,11 @@ pub fn slot_of(way: u32) -> Option<usize> {
 /// How often an entry is asked for, with its present age taken into account: `heat_count()` in
 /// `bpf/heat.bpf.h`.
 pub fn heat_count(heat: u8, era: u64) -> u8 {
-    let eras = (era as u8).wrapping_sub(heat >> 3) & 31;
-    (heat & 7) >> eras.min(3)
+    const MAX: u8 = (1 << HEAT_BITS) - 1;
+    const ERAS: u8 = u8::MAX >> HEAT_BITS;
+
+    let eras = (era as u8).wrapping_sub(heat >> HEAT_BITS) & ERAS;
+    (heat & MAX) >> u32::from(eras).min(HEAT_BITS)
 }
 
 /// Slots of a slab whose slots have this many units: `class_slots()` in `bpf/slab.bpf.h`.

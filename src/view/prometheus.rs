@@ -10,7 +10,8 @@ use std::fmt;
 use anyhow::Result;
 
 use super::classes::Class;
-use super::counters::{COUNTERS, Counters, GROUPS, Sample, group};
+use super::counters::{Counters, Sample};
+use crate::abi::{COUNTERS, GROUPS};
 use crate::host::facts;
 use crate::instance::state::Activity;
 use crate::instance::{Health, Instance};
@@ -68,15 +69,15 @@ const STATE: [Row; 14] = [
 
 /// Every family there is, in the order in which they are printed.
 pub fn families() -> Vec<Family> {
-    let counter = |name, labels, help| Family {
+    let counter = |name: &str, labels, help| Family {
         name: format!("{name}_total"),
         kind: Kind::Counter,
         labels,
         help,
     };
-    let single = COUNTERS.iter().filter(|(name, _)| group(name).is_none());
-    let single = single.map(|(name, help)| counter(*name, &[], help));
-    let groups = GROUPS.iter().map(|(_, of, help)| counter(of, &["reason"], help));
+    let single = COUNTERS.iter().filter(|counter| counter.reason().is_none());
+    let single = single.map(|single| counter(single.name, &[][..], single.help));
+    let groups = GROUPS.iter().map(|group| counter(group.name, &["reason"][..], group.help));
     let state = STATE.iter().map(|(name, kind, labels, help)| Family {
         name: (*name).into(),
         kind: *kind,
@@ -120,13 +121,13 @@ pub fn page(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<Strin
 }
 
 fn count(all: &mut Vec<Series>, counters: &Counters, labels: &[(&'static str, &dyn fmt::Display)]) {
-    for (name, count) in counters.iter().filter(|(name, _)| group(name).is_none()) {
+    for (name, count) in counters.single() {
         all.push(Series::new(format!("{name}_total"), labels, count));
     }
-    for (_, of, _) in GROUPS {
-        for (reason, count) in counters.of_group(of) {
+    for group in &GROUPS {
+        for (reason, count) in counters.of_group(group) {
             let labels = [labels, &[("reason", &reason)]].concat();
-            all.push(Series::new(format!("{of}_total"), &labels, count));
+            all.push(Series::new(format!("{}_total", group.name), &labels, count));
         }
     }
 }
