@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! Messages for people, on stderr, and what libbpf has to say.
+//! Messages to the user on stderr, and the messages of libbpf.
 
-use std::io;
-use std::io::Write as _;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use libbpf_rs::PrintLevel;
-use libbpf_rs::set_print;
+use libbpf_rs::{PrintLevel, set_print};
 
-/// Lines at the end of a verifier's log that say why.
+/// The last lines of a verifier log, which say why it refused a program.
 const LOG_TAIL: usize = 20;
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 static LIBBPF: Mutex<String> = Mutex::new(String::new());
 
-/// Keeps libbpf's messages until they are asked for.
+/// Has libbpf's messages collected, for [`libbpf`] to return.
 pub fn init(verbose: bool) {
     VERBOSE.store(verbose, Ordering::Relaxed);
     set_print(Some((PrintLevel::Warn, |_, text| {
@@ -25,19 +21,20 @@ pub fn init(verbose: bool) {
     })));
 }
 
-/// Tells something, if anybody can still be told: a terminal may be gone.
+/// Prints a message. A failure is ignored: the terminal may be gone.
 pub fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "bmc: {text}");
 }
 
-/// Tells something with `-v` only.
+/// Prints a message if `-v` was given.
 pub fn detail(text: &str) {
     if VERBOSE.load(Ordering::Relaxed) {
         tell(text);
     }
 }
 
-/// What libbpf has said since this was asked last: its end, or with `-v` all.
+/// Takes the messages that libbpf has printed since the last call: the last lines, or all with
+/// `-v`.
 pub fn libbpf() -> String {
     let text = std::mem::take(&mut *LIBBPF.lock().unwrap_or_else(PoisonError::into_inner));
     why(&text, VERBOSE.load(Ordering::Relaxed))
@@ -45,7 +42,7 @@ pub fn libbpf() -> String {
 
 fn why(text: &str, all: bool) -> String {
     let lines: Vec<_> = text.lines().collect();
-    // What follows the log only says that there was one.
+    // Lines after the log only say that there was one.
     let end = lines.iter().rposition(|line| line.contains("END PROG LOAD LOG"));
     let log = &lines[..end.filter(|_| !all).unwrap_or(lines.len())];
     let skip = if all { 0 } else { log.len().saturating_sub(LOG_TAIL) };

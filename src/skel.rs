@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! The skeleton of `bpf/bmc.bpf.c`: its maps, programs and types, generated.
+//! The generated skeletons: the maps, programs and types of the BPF objects. Those of
+//! `bpf/bmc.bpf.c` are not in a module of their own.
 
 // Generated code is not held to our lints.
 #![allow(
@@ -31,14 +32,4 @@ pub mod abi {
 /// The skeleton of `bpf/bench.bpf.c`.
 pub mod bench {
     include!(concat!(env!("OUT_DIR"), "/bench.skel.rs"));
-}
-
-/// The skeleton of `bpf/flood.bpf.c`.
-pub mod flood {
-    include!(concat!(env!("OUT_DIR"), "/flood.skel.rs"));
-}
-
-/// The skeleton of `bpf/chaos.bpf.c`.
-pub mod chaos {
-    include!(concat!(env!("OUT_DIR"), "/chaos.skel.rs"));
 }

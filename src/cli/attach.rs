@@ -14,7 +14,7 @@ use crate::load::options::{Cidr, Mode, Options};
 /// Arguments of `bmc attach`.
 #[derive(Args, Debug)]
 pub struct Attach {
-    /// Network interfaces that memcached's clients come in by
+    /// Network interfaces through which clients reach memcached
     #[arg(required = true, value_name = "IFACE", value_parser = iface)]
     pub interfaces: Vec<String>,
 
@@ -32,30 +32,30 @@ pub struct Attach {
     #[arg(long, value_enum, default_value_t = Mode::default())]
     pub mode: Mode,
 
-    /// Memory to lock for the cache, all told: 16M to 64G
+    /// Memory to lock for the cache, in total: 16M to 64G
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
     pub memory: u64,
 
-    /// Age at which an entry is fetched anew: 10ms to 7d
+    /// Age at which an entry is fetched again: 10ms to 7d
     ///
-    /// Hits do not reach memcached, which therefore takes hot items for cold.
-    /// Its own bookkeeping of use is as coarse as the default.
+    /// Hits do not reach memcached, so hot items may look cold to its LRU. With
+    /// the default they do not: memcached itself notes the use of an item at
+    /// most once in 60s.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = age)]
     pub max_age: Duration,
 
     /// The same for entries whose expiry is not known: 10ms to 7d
     ///
-    /// memcached does not tell when an item expires. The default is the tick of
-    /// memcached's clock; where no item has an expiry it can be as high as
-    /// --max-age.
+    /// memcached does not reveal when an item expires. The default is the tick of
+    /// memcached's clock. If no item has an expiry, it can be as high as --max-age.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = age)]
     pub unknown_ttl: Duration,
 
     /// Clients to answer; up to 32 for each of IPv4 and IPv6
     ///
-    /// An address, or a network as ADDRESS/BITS. All others are left to
+    /// Addresses, or networks as ADDRESS/BITS. All other clients are left to
     /// memcached. By default the private, link-local, loopback and unique-local
-    /// networks.
+    /// networks are answered.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = Cidr::from_str)]
     pub allow: Vec<Cidr>,
 
@@ -63,14 +63,14 @@ pub struct Attach {
     #[arg(long)]
     pub no_loopback: bool,
 
-    /// Change what is attached to what is given here, or attach
+    /// Replace an attached instance, if there is one
     ///
     /// Programs are exchanged without a gap. The cache is kept unless --memory
-    /// or its layout is another.
+    /// or its layout differs.
     #[arg(long)]
     pub replace: bool,
 
-    /// Stay, print statistics, and detach at the end (Ctrl-C)
+    /// Stay in the foreground, print statistics, and detach on Ctrl-C
     #[arg(long)]
     pub foreground: bool,
 }
@@ -109,7 +109,7 @@ impl ValueEnum for Mode {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let (name, help) = match self {
-            Self::Auto => ("auto", "In the driver (XDP) where it can, else as tc"),
+            Self::Auto => ("auto", "In the driver (XDP) if possible, else in tc"),
             Self::Native => ("native", "In the driver (XDP), or fail"),
             Self::Tc => ("tc", "In the network stack, behind the driver; no XDP program"),
             Self::Generic => ("generic", "In the network stack as XDP; slower than tc, for tests"),

@@ -17,15 +17,15 @@ pub struct Bench {
     #[arg(long)]
     pub json: bool,
 
-    /// Length of each measurement: 0.05 to 3600
+    /// Seconds of each measurement: 0.05 to 3600
     #[arg(long, value_name = "N", default_value = "2", value_parser = turn)]
     pub seconds: Duration,
 
-    /// How often each is repeated, all sides taking turns: 1 to 99
+    /// Repetitions of each measurement: 1 to 99
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..100))]
     pub rounds: u32,
 
-    /// What to measure, by repeating or with commas; everything when omitted
+    /// Cases to measure, by repeating or with commas; by default all
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = case)]
     pub cases: Vec<&'static Case>,
 

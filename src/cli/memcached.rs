@@ -13,7 +13,7 @@ use crate::memcached::reuseport::Steer;
 /// Arguments of `bmc memcached`.
 #[derive(Args, Debug)]
 pub struct Memcached {
-    /// The memcached to run; without it, the one on PATH
+    /// The memcached to run; by default the one on PATH
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
 
@@ -21,7 +21,7 @@ pub struct Memcached {
     #[arg(long, value_name = "BY", value_enum, default_value_t)]
     pub steer: Steer,
 
-    /// Arguments for memcached, -U PORT among them
+    /// Arguments for memcached, including -U PORT
     #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<OsString>,
 }
@@ -43,10 +43,10 @@ impl ValueEnum for Steer {
         let (name, help) = match self {
             Self::Datagram => (
                 "datagram",
-                "Chance, for each anew: all get as much to do, however few the clients are",
+                "Chance, for each datagram: all workers get equal load, however few the clients",
             ),
             Self::Client => {
-                ("client", "The client's address and port: a client keeps to one worker")
+                ("client", "The client's address and port: each client keeps to one worker")
             }
             Self::Cpu => {
                 ("cpu", "The CPU that received it: for a network card with a queue for each CPU")

@@ -48,11 +48,11 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Which bmc: several may be attached side by side, to different interfaces
+    /// The instance: several can be attached, each to other interfaces
     #[arg(long, global = true, value_name = "NAME", default_value = "default", value_parser = instance)]
     pub instance: String,
 
-    /// Say more: what changes, and the whole of the kernel's refusals
+    /// Print more: every change, and the full log if the kernel refuses something
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
@@ -67,7 +67,7 @@ impl Cli {
         cli
     }
 
-    /// What is wrong beyond what single arguments can be asked.
+    /// Checks what cannot be checked argument by argument.
     pub fn check(&self) -> Result<(), (ErrorKind, String)> {
         match &self.command {
             Command::Attach(attach) => {
@@ -87,28 +87,28 @@ impl Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start to cache on network interfaces
+    /// Start caching on network interfaces
     ///
     /// Returns as soon as the cache works; it lives in the kernel until `bmc
-    /// detach`. On any error nothing has changed.
+    /// detach`. If it fails, nothing has changed.
     ///
     /// The loopback interface is watched as well, so that writes of local
-    /// clients invalidate what they change. Writes that cross neither it nor
-    /// one of the interfaces given (unix sockets, other interfaces) are not
-    /// seen: an entry may then be as old as --max-age.
+    /// clients invalidate entries too. Writes that cross neither the loopback
+    /// nor one of the given interfaces (unix sockets, other interfaces) are not
+    /// seen: entries may then be stale for up to --max-age.
     Attach(Attach),
 
-    /// Stop to cache
+    /// Stop caching
     ///
-    /// Leaves nothing behind. Without arguments on all interfaces; with them on
-    /// these, which are no longer watched for writes then.
+    /// Without arguments on all interfaces, leaving nothing behind; else on the
+    /// given ones, which are then no longer watched for writes.
     Detach {
-        /// Network interfaces; all that are attached when omitted
+        /// Network interfaces; by default all that are attached
         #[arg(value_name = "IFACE", value_parser = iface)]
         interfaces: Vec<String>,
     },
 
-    /// Forget every entry
+    /// Remove every entry
     Flush,
 
     /// Show what is attached where, and how
@@ -123,23 +123,23 @@ pub enum Command {
 
     /// Show the counters
     ///
-    /// They count from the attachment on and are never reset.
+    /// They start at 0 when bmc is attached and are never reset.
     Stats(Stats),
 
     /// Show what is cached
     ///
-    /// The order is that of the index; entries come and go meanwhile.
+    /// In the order of the index. Entries may come and go meanwhile.
     Entries(Entries),
 
-    /// Watch what is attached, live
+    /// Watch an instance live
     ///
-    /// Rates and their history, the keys that are asked for most, each CPU's share,
-    /// what a run of each program costs, what became of the memory. Press ? for its
-    /// keys. Where stdout is no terminal, it prints a line after each interval.
+    /// Shows rates and their history, the most requested keys, the share of each CPU,
+    /// the cost of each program and the use of memory. Press ? for help. If stdout is
+    /// not a terminal, it prints a line after each interval.
     ///
-    /// The keys are found by looking, a hundred times a second, at what each CPU was
-    /// asked for last; nothing is sent or changed. Their rates are estimates, from the
-    /// last ten seconds or so; of a GET with several keys, the last stands for it.
+    /// Keys are sampled: a hundred times a second it reads which key each CPU looked
+    /// up last, without sending or changing anything. Their rates are estimates from
+    /// the last ten seconds or so. A GET with several keys counts for its last key.
     /// Keys that are not in the cache are left out.
     Top(Top),
 
@@ -147,21 +147,22 @@ pub enum Command {
     ///
     /// Runs the installed memcached without bmc and with it, in network
     /// namespaces that end with this command; nothing else on the machine is
-    /// touched. It takes about a minute for each case with the defaults and keeps
-    /// two CPUs busy. Progress goes to stderr.
+    /// touched. By default it takes about a minute for each case and keeps two
+    /// CPUs busy. Progress goes to stderr.
     Bench(Bench),
 
     /// Find what would stop bmc from working or helping here
     ///
-    /// Looks at the kernel, the network interfaces and the memcacheds of this
-    /// network namespace, changes nothing, and tells what it found with the
-    /// command that mends it. Each line starts with a level: ok, note (good to
-    /// know), warning (bmc would be of less use or none) or blocker (bmc attach
-    /// would fail, or should not be used). Exits with 1 if there is a blocker.
+    /// Checks the kernel, the network interfaces and the memcacheds of this
+    /// network namespace without changing anything, and prints what it found
+    /// and which command fixes it. Each line starts with a level: ok, note (good
+    /// to know), warning (bmc would help less, or not at all) or blocker (bmc
+    /// attach would fail, or should not be used). Exits with 1 if there is a
+    /// blocker.
     ///
-    /// Without root it sees less, and says what.
+    /// Without root it sees less, and says so.
     Doctor {
-        /// Network interfaces; all that are up when omitted, but the loopback
+        /// Network interfaces; by default all that are up, except the loopback
         #[arg(value_name = "IFACE", value_parser = iface)]
         interfaces: Vec<String>,
 
@@ -172,9 +173,9 @@ pub enum Command {
 
     /// Run memcached with one UDP socket for each of its workers
     ///
-    /// The installed memcached has one for all of them, which they take turns at.
-    /// This process becomes memcached: signals, exit codes and what supervises it
-    /// see nothing else. TCP is left as it is.
+    /// The installed memcached has one for all workers, which they use in turn.
+    /// This process becomes memcached, so signals, exit codes and supervisors work
+    /// as usual. TCP is left as it is.
     Memcached(Memcached),
 
     /// Print the completions for a shell
@@ -187,7 +188,7 @@ pub enum Command {
     ///
     /// To read it: bmc man | man -l -
     Man {
-        /// Of one command alone; of all when omitted
+        /// The command; by default all of them on one page
         #[arg(value_name = "COMMAND")]
         command: Option<String>,
     },

@@ -24,11 +24,11 @@ pub struct Stats {
     #[arg(long)]
     pub per_cpu: bool,
 
-    /// Print again and again, every so many seconds
+    /// Print repeatedly, with this many seconds in between
     ///
-    /// Until the instance is detached (exit code 3) or a signal ends it (0).
-    /// Counters that a replaced instance does not keep start at 0 again; "since"
-    /// in JSON tells that.
+    /// Ends when the instance is detached (exit code 3) or by a signal (0). If the
+    /// instance is replaced without its cache, counters restart at 0, and "since"
+    /// in JSON changes.
     #[arg(
         long,
         value_name = "SECS",
@@ -38,7 +38,7 @@ pub struct Stats {
     )]
     pub watch: Option<Duration>,
 
-    /// Stop after printing this often
+    /// Stop after printing this many times
     #[arg(long, value_name = "N", requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 }

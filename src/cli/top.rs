@@ -11,15 +11,15 @@ use crate::command::top::Options;
 /// Arguments of `bmc top`.
 #[derive(Args, Debug)]
 pub struct Top {
-    /// Show anew every so many seconds: 0.01 to 86400
+    /// Seconds between refreshes: 0.01 to 86400
     #[arg(long, value_name = "SECS", default_value = "1", value_parser = seconds)]
     pub interval: Duration,
 
-    /// Stop after so many intervals
+    /// Stop after this many intervals
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// Print a JSON object after each interval, on a terminal too
+    /// Print a JSON object after each interval, even on a terminal
     #[arg(long)]
     pub json: bool,
 }

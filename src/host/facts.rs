@@ -2,39 +2,26 @@
 //! What the machine offers: privileges, memory, interfaces, a mounted bpffs.
 
 use std::fs;
-use std::io;
-use std::io::ErrorKind;
-use std::io::Read as _;
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::parent_id;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context as _, Result, bail};
 use libbpf_rs::btf::Btf;
-use libbpf_rs::btf::types::MemberAttr;
-use libbpf_rs::btf::types::Struct;
+use libbpf_rs::btf::types::{MemberAttr, Struct};
 use nix::errno::Errno;
-use nix::mount::MsFlags;
-use nix::mount::mount;
-use nix::net::if_::if_indextoname;
-use nix::net::if_::if_nameindex;
-use nix::net::if_::if_nametoindex;
-use nix::sys::statfs::BPF_FS_MAGIC;
-use nix::sys::statfs::SYSFS_MAGIC;
-use nix::sys::statfs::statfs;
+use nix::mount::{MsFlags, mount};
+use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
+use nix::sys::statfs::{BPF_FS_MAGIC, SYSFS_MAGIC, statfs};
 use nix::sys::time::TimeSpec;
-use nix::time::ClockId;
-use nix::time::clock_getres;
-use nix::time::clock_gettime;
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// How long a jiffy is: the resolution of the clocks that go by them.
+/// The length of a jiffy, which is the resolution of the coarse clocks.
 pub fn tick() -> Result<Duration> {
     let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot ask for the tick")?;
     Ok(tick.into())
@@ -46,18 +33,18 @@ pub fn unix_time() -> f64 {
     time.as_millis() as f64 / 1e3
 }
 
-/// Whole seconds of the monotonic clock, by which the programs go.
+/// Whole seconds of the monotonic clock, which the programs use.
 pub fn uptime() -> Result<u64> {
     Ok(u64::try_from(now(ClockId::CLOCK_MONOTONIC)?.tv_sec())?)
 }
 
-/// The time of day, in seconds since 1970, when the monotonic clock was zero.
+/// The time of day at which the monotonic clock was zero, in seconds since 1970.
 pub fn wall_clock() -> Result<u64> {
     ahead(ClockId::CLOCK_REALTIME, ClockId::CLOCK_MONOTONIC)
 }
 
-/// By how many seconds the International Atomic Time, as the kernel has it, is ahead
-/// of the time of day: 0 until somebody tells the kernel.
+/// The seconds by which the kernel's `CLOCK_TAI` is ahead of the time of day: 0 until somebody,
+/// such as an NTP daemon, sets the offset.
 pub fn atomic_clock() -> Result<u64> {
     ahead(ClockId::CLOCK_TAI, ClockId::CLOCK_REALTIME)
 }
@@ -66,7 +53,7 @@ fn now(clock: ClockId) -> Result<TimeSpec> {
     clock_gettime(clock).context("cannot ask for the time")
 }
 
-/// By how many seconds, to the nearest one, a clock is ahead of another.
+/// The seconds, rounded, by which a clock is ahead of another.
 fn ahead(clock: ClockId, other: ClockId) -> Result<u64> {
     let ahead = now(clock)? - now(other)? + TimeSpec::new(0, 500_000_000);
     Ok(u64::try_from(ahead.tv_sec())?)
@@ -84,7 +71,7 @@ const SYS_ADMIN: u64 = 1 << 21;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
-/// The capabilities of this process, a bit each.
+/// The capabilities of this process, as a bit mask.
 fn capabilities() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("cannot read my own status")?;
     let have = status
@@ -92,12 +79,11 @@ fn capabilities() -> Result<u64> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .context("cannot read my own capabilities")?;
-    // CAP_SYS_ADMIN stands for those that were split off from it.
+    // CAP_SYS_ADMIN includes those that were split off from it.
     Ok(if have & SYS_ADMIN == 0 { have } else { have | PERFMON | BPF })
 }
 
-/// What this process lacks of the capabilities to load and attach BPF programs;
-/// empty if nothing.
+/// The capabilities that this process lacks to load and attach BPF programs.
 pub fn missing_capabilities() -> Result<Vec<&'static str>> {
     let have = capabilities()?;
     let needed = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON")];
@@ -118,7 +104,7 @@ pub fn check_capabilities() -> Result<()> {
     Ok(())
 }
 
-/// What to do about something that the kernel does not permit.
+/// A hint for the user when the kernel denies permission.
 pub fn permission_hint() -> String {
     match missing_capabilities() {
         Ok(missing) if !missing.is_empty() => {
@@ -139,25 +125,25 @@ pub fn version(release: &str) -> Option<[u32; 2]> {
     Some([numbers.next()?.ok()?, numbers.next()?.ok()?])
 }
 
-/// Where the kernel tells its types, which finding the end of memcached takes.
+/// The kernel's BTF, without which bmc cannot notice when memcached stops listening.
 pub const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Where the kernel tells whether it compiles BPF programs. Only root may look,
-/// and only in the initial network namespace.
+/// Whether the kernel compiles BPF programs. Only root can read it, and only in the initial
+/// network namespace.
 pub const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
 
-/// Where the kernel tells what it keeps from root.
+/// What the kernel denies even root.
 pub const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
-/// Reads a file of the kernel that has one line.
+/// Reads a one-line file of procfs or sysfs.
 pub fn setting(path: &str) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     Ok(text.trim().into())
 }
 
-/// Bytes that can be had without pushing anybody out, and that this process's
-/// cgroups allow: maps are on the account of whoever makes them. No limit of
-/// locked memory counts, from Linux 5.11 on.
+/// Bytes of memory that are available without swapping, and that the cgroups of this process
+/// allow: the kernel charges maps to the cgroup of their creator. Since Linux 5.11 the limit
+/// of locked memory (`RLIMIT_MEMLOCK`) does not apply.
 pub fn memory_available() -> Result<u64> {
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let kib: u64 = info
@@ -168,7 +154,7 @@ pub fn memory_available() -> Result<u64> {
     Ok(cgroup_limit().map_or(kib << 10, |limit| limit.min(kib << 10)))
 }
 
-/// The least that a cgroup (version 2) of this process allows; None for no limit.
+/// The lowest limit among the cgroups (version 2) of this process; `None` if there is none.
 fn cgroup_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -179,8 +165,8 @@ fn cgroup_limit() -> Option<u64> {
     limits.min()
 }
 
-/// How much of the memory that is available a cache may lock: rather less than
-/// have the kernel kill somebody.
+/// How much of the available memory a cache may lock: a bit less than all of it, so that the
+/// kernel need not kill processes.
 pub fn memory_to_lock(available: u64) -> u64 {
     available / 16 * 15
 }
@@ -190,15 +176,15 @@ pub fn index_of(name: &str) -> io::Result<i32> {
     i32::try_from(if_nametoindex(name)?).map_err(io::Error::other)
 }
 
-/// The name that an interface has now.
+/// The present name of an interface.
 pub fn name_of(index: i32) -> io::Result<String> {
     let index = u32::try_from(index).map_err(io::Error::other)?;
     let name = if_indextoname(index)?.to_string_lossy().into_owned();
-    // nix 0.31 takes a failure for the empty name.
+    // nix 0.31 returns an empty name on failure.
     if name.is_empty() { Err(Errno::ENODEV.into()) } else { Ok(name) }
 }
 
-/// The same as [`index_of`] for one that should be there.
+/// Like [`index_of`], with an error for users: it lists the interfaces that exist.
 pub fn interface(name: &str) -> Result<i32> {
     if let Ok(index) = index_of(name) {
         return Ok(index);
@@ -215,12 +201,12 @@ pub fn interface(name: &str) -> Result<i32> {
     bail!("no such interface: {name} (there are: {})", names.join(", "));
 }
 
-/// What tells this thread's network namespace from others.
+/// The identity of this thread's network namespace, as in `net:[4026531840]`.
 pub fn network_namespace() -> Result<PathBuf> {
     fs::read_link("/proc/thread-self/ns/net").context("cannot tell the network namespace")
 }
 
-/// Whether a network namespace is in use or has a name.
+/// Whether a network namespace exists: some process is in it, or it has a name.
 pub fn network_namespace_exists(namespace: &Path) -> bool {
     let list = |dir| fs::read_dir(dir).into_iter().flatten().flatten();
     let is_used = |process: fs::DirEntry| {
@@ -233,8 +219,8 @@ pub fn network_namespace_exists(namespace: &Path) -> bool {
     list("/proc").any(is_used) || list("/run/netns").any(is_named)
 }
 
-/// Where the kernel keeps the user of a socket: bytes into its `struct sock`. None
-/// if it does not tell, having no BTF.
+/// The offset of `sk_uid`, the user of a socket, in the kernel's `struct sock`; `None` if the
+/// kernel has no BTF.
 pub fn socket_user_offset() -> Option<u32> {
     let btf = Btf::from_vmlinux().ok()?;
     let sock = btf.type_by_name::<Struct<'_>>("sock")?;
@@ -251,14 +237,14 @@ pub fn random(buffer: &mut [u8]) -> Result<()> {
     file.read_exact(buffer).context("cannot read /dev/urandom")
 }
 
-/// What there is where bpffs belongs.
+/// What is mounted where bpffs belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bpffs {
     /// bpffs.
     Mounted,
-    /// Nothing, and a mount would be seen by everybody.
+    /// Nothing; a mount would be visible to all processes.
     Missing,
-    /// Nothing, and a mount would go with this mount namespace.
+    /// Nothing; a mount would disappear with this mount namespace.
     Private,
     /// Something else.
     Other,
@@ -275,8 +261,8 @@ pub fn bpffs() -> Result<Bpffs> {
     })
 }
 
-/// Mounts bpffs if it is not. `private` says that a mount for this process's
-/// mount namespace alone will do.
+/// Mounts bpffs unless it is mounted. `private` allows a mount that only this mount namespace
+/// can see.
 pub fn mount_bpffs(private: bool) -> Result<()> {
     match bpffs()? {
         Bpffs::Mounted => return Ok(()),
@@ -300,8 +286,8 @@ pub fn mount_bpffs(private: bool) -> Result<()> {
         .with_context(|| format!("cannot mount the bpf file system on {BPFFS}"))
 }
 
-/// Whether this mount namespace is init's; where init must not be looked at,
-/// the parent's.
+/// Whether this is the mount namespace of process 1, or of the parent process if process 1
+/// cannot be inspected.
 fn is_initial_mount_namespace() -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
     let initial = namespace("1").or_else(|| namespace(&parent_id().to_string()));
@@ -313,7 +299,7 @@ pub fn measures_run_time() -> bool {
     setting("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on == "1")
 }
 
-/// Creates a directory for root alone; fine if it is there.
+/// Creates a directory with mode 0700, unless it exists.
 pub fn make_directory(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
 

@@ -1,31 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! Questions by netlink that libbpf does not ask: the interfaces and filters of
-//! rtnetlink, the features and channels of ethtool. Nothing here changes anything.
+//! Netlink queries that libbpf does not offer: interfaces and filters (rtnetlink), offloads and
+//! queues (ethtool). They change nothing.
 //!
-//! Of the answers, only what is wanted is read: nothing else in them, which may be of
-//! a later kernel, can make a question fail.
+//! Only the attributes that are needed are parsed, so unknown ones, such as those of later
+//! kernels, cannot make a query fail.
 
 use std::collections::BTreeSet;
 use std::io;
 
-use netlink_packet_core::DecodeError;
-use netlink_packet_core::DefaultNla;
-use netlink_packet_core::Emitable as _;
-use netlink_packet_core::NLA_F_NESTED;
-use netlink_packet_core::NLA_HEADER_SIZE;
-use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_core::NLM_F_MULTIPART;
-use netlink_packet_core::NLM_F_REQUEST;
-use netlink_packet_core::NetlinkDeserializable;
-use netlink_packet_core::NetlinkHeader;
-use netlink_packet_core::NetlinkMessage;
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_core::NetlinkSerializable;
-use netlink_packet_core::NlasIterator;
-use netlink_sys::Socket;
-use netlink_sys::SocketAddr;
-use netlink_sys::protocols::NETLINK_GENERIC;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_packet_core::{
+    DecodeError, DefaultNla, Emitable as _, NLA_F_NESTED, NLA_HEADER_SIZE, NLM_F_DUMP,
+    NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable, NlasIterator,
+};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
 
 /// A message of any family.
 struct Message<const HEAD: usize> {
@@ -72,7 +61,7 @@ impl Attributes {
         Self(bytes)
     }
 
-    /// The values of all of a kind, up to what is malformed.
+    /// The values of all attributes of a kind, up to the first malformed attribute.
     fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
         let attributes = NlasIterator::new(&self.0[..]).map_while(Result::ok);
         attributes.filter(move |attribute| attribute.kind() == kind).map(|attribute| {
@@ -103,7 +92,7 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).trim_end_matches('\0').into()
 }
 
-/// Sends a question and collects the answers to it.
+/// Sends a request and collects the replies.
 fn ask<const HEAD: usize>(
     protocol: isize,
     flags: u16,
@@ -150,23 +139,23 @@ pub struct Link {
     pub index: i32,
     /// Its name.
     pub name: String,
-    /// Whether it was set up.
+    /// Whether it is administratively up.
     pub is_up: bool,
-    /// Whether there is a network at it.
+    /// Whether it has a carrier.
     pub has_carrier: bool,
-    /// The largest packet that it takes, without the link-layer header; bytes.
+    /// The MTU: the largest packet without the link-layer header, in bytes.
     pub mtu: u32,
-    /// What a virtual one is: "veth", "vlan", "bridge" and so on.
+    /// The kind of a virtual interface: "veth", "vlan", "bridge" and so on.
     pub kind: Option<String>,
-    /// The index of the bond, bridge or the like that it is a part of.
+    /// The index of the bond, bridge or the like that it belongs to.
     pub master: Option<i32>,
-    /// What makes it a part of that: "bond", "bridge" and so on.
+    /// The kind of that master: "bond", "bridge" and so on.
     pub part_of: Option<String>,
-    /// The index of what it lies on, or of its peer, if that is in this namespace.
+    /// The index of the interface below it, or of its peer, if that is in this namespace.
     pub lower: Option<i32>,
-    /// The other end of a veth.
+    /// The other end, if this is a veth.
     pub peer: Option<Peer>,
-    /// The device and its bus, if it is a device's.
+    /// The bus and the name of its device, if it has one.
     pub device: Option<(String, String)>,
 }
 
@@ -175,7 +164,7 @@ pub fn links() -> io::Result<Vec<Link>> {
     Ok(ask_links(NLM_F_DUMP, 0, Attributes::default())?.iter().map(Link::read).collect())
 }
 
-/// The interface of this network namespace that has an index.
+/// The interface with an index, in this network namespace.
 pub fn link(index: i32) -> io::Result<Link> {
     let answer = ask_links(0, index, Attributes::default())?;
     Ok(Link::read(answer.first().ok_or(io::ErrorKind::InvalidData)?))
@@ -196,16 +185,16 @@ fn ask_links(
 /// Bytes of a `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 
-/// Where the other end of a veth is.
+/// The other end of a veth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     index: i32,
-    /// As this network namespace numbers it; None if it is this one.
+    /// The id of its namespace in this one; `None` if it is this one.
     netns: Option<u32>,
 }
 
 impl Peer {
-    /// Whether it has an XDP program of its own, in its driver.
+    /// Whether it has a native XDP program.
     fn has_xdp(self) -> io::Result<bool> {
         const XDP: u16 = 43; // IFLA_*
         const TARGET_NETNSID: u16 = 46;
@@ -219,10 +208,10 @@ impl Peer {
 }
 
 impl Link {
-    /// Whether native XDP here would answer and nobody would hear it: the peer of a
-    /// veth takes what XDP sends only while it has an XDP program itself. With GRO it
-    /// lets it in, but does not look at it. None if that cannot be found out, as of a
-    /// peer in a namespace where this process has no rights.
+    /// Whether replies sent by native XDP would be lost here: the peer of a veth accepts frames
+    /// from XDP only while it has an XDP program itself. (With GRO it lets them in, but does
+    /// not process them.) `None` if that cannot be determined, for example because the peer is
+    /// in a namespace where this process has no rights.
     pub fn drops_replies(&self) -> Option<bool> {
         if self.kind.as_deref() != Some("veth") {
             return Some(false);
@@ -270,14 +259,13 @@ impl Link {
 /// A filter of an interface's clsact qdisc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// What matches: "bpf", "flower" and so on.
+    /// Its classifier: "bpf", "flower" and so on.
     pub kind: String,
-    /// The id of its program, if it is one's.
+    /// The id of its program, if it has one.
     pub program: Option<u32>,
 }
 
-/// The filters of an interface's clsact qdisc, of anybody, on the side that
-/// `parent` names.
+/// All filters of an interface's clsact qdisc, on the side that `parent` names.
 pub fn filters(ifindex: i32, parent: u32) -> io::Result<Vec<Filter>> {
     const GETTFILTER: u16 = 46; // RTM_GETTFILTER
 
@@ -292,7 +280,7 @@ pub fn filters(ifindex: i32, parent: u32) -> io::Result<Vec<Filter>> {
 const TCMSG: usize = 20;
 
 impl Filter {
-    /// None for the head of a list, which has no handle.
+    /// `None` for the head of a list, which has no handle.
     fn read(message: &Message<TCMSG>) -> Option<Self> {
         const KIND: u16 = 1; // TCA_*
         const OPTIONS: u16 = 2;
@@ -305,23 +293,23 @@ impl Filter {
     }
 }
 
-/// How many queues an interface works with, and how many it could; a combined
-/// one counts as both.
+/// How many queues an interface has, and how many it could have. Combined queues count as both
+/// kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Channels {
-    /// Queues that receive.
+    /// Receive queues.
     pub rx: u32,
-    /// The most of them.
+    /// The most receive queues that it could have.
     pub rx_max: u32,
-    /// Queues that send.
+    /// Transmit queues.
     pub tx: u32,
-    /// The most of them.
+    /// The most transmit queues that it could have.
     pub tx_max: u32,
-    /// Whether they come in pairs, as `ethtool -L` sets them.
+    /// Whether `ethtool -L` sets both together.
     pub is_combined: bool,
 }
 
-/// Asks a driver for its channels; none if it has no such notion.
+/// Asks a driver for its queues. Fails if the driver does not report them.
 pub fn channels(ifindex: i32) -> io::Result<Channels> {
     const CHANNELS_GET: u8 = 17; // ETHTOOL_MSG_CHANNELS_GET
 
@@ -338,7 +326,7 @@ impl Channels {
         const COMBINED: u16 = 9;
 
         let number = |kind| answer.number(kind).unwrap_or_default();
-        // Drivers that have both tell of the same queues twice.
+        // Drivers that report both kinds report the same queues twice.
         let combined_max = answer.number(COMBINED_MAX).filter(|max| *max != 0);
         Self {
             rx: number(RX) + number(COMBINED),
@@ -350,8 +338,7 @@ impl Channels {
     }
 }
 
-/// The offloads that are on, by the names that `ethtool -k` gives those that it
-/// does not abbreviate, as in "rx-lro".
+/// The offloads that are on, by their kernel names, as in "rx-lro".
 pub fn offloads(ifindex: i32) -> io::Result<BTreeSet<String>> {
     const FEATURES_GET: u8 = 11; // ETHTOOL_MSG_FEATURES_GET
     const ACTIVE: u16 = 4; // ETHTOOL_A_FEATURES_ACTIVE
@@ -363,7 +350,7 @@ pub fn offloads(ifindex: i32) -> io::Result<BTreeSet<String>> {
     Ok(bits.all(NAME).map(text).collect())
 }
 
-/// Asks something about an interface that needs no further arguments.
+/// Sends an ethtool request about an interface that takes no other arguments.
 fn ethtool(command: u8, ifindex: i32) -> io::Result<Attributes> {
     const HEADER: u16 = 1; // ETHTOOL_A_*_HEADER
     const INDEX: u16 = 1; // ETHTOOL_A_HEADER_DEV_INDEX
@@ -379,7 +366,7 @@ fn ethtool(command: u8, ifindex: i32) -> io::Result<Attributes> {
     generic(family, command, Attributes::one(HEADER | NLA_F_NESTED, &header.0))
 }
 
-/// Asks a family of generic netlink something that has one answer.
+/// Sends a request to a generic netlink family and returns its only reply.
 fn generic(family: u16, command: u8, attributes: Attributes) -> io::Result<Attributes> {
     const VERSION: u8 = 1;
 

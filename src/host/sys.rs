@@ -1,46 +1,34 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! The system calls that libbpf-rs does not wrap: links with flags, pins of any
-//! object, queries and memory shared with BPF programs; and a child that ends with
-//! us. The only unsafe code.
+//! All unsafe code: system calls that libbpf-rs does not wrap, memory shared with BPF programs,
+//! and children that die with their parent.
 //!
-//! Errors are [`io::Error`], because callers decide by errno and libbpf-rs hides
-//! it.
+//! Errors are [`io::Error`], because callers need the errno, which libbpf-rs hides.
 
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::AsFd as _;
-use std::os::fd::AsRawFd as _;
-use std::os::fd::BorrowedFd;
-use std::os::fd::FromRawFd as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::raw::c_int;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use libbpf_rs::MapCore;
-use libbpf_rs::libbpf_sys as sys;
-use nix::sys::mman::MapFlags;
-use nix::sys::mman::ProtFlags;
-use nix::sys::mman::mmap;
-use nix::sys::mman::munmap;
+use libbpf_rs::{MapCore, libbpf_sys as sys};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::abi::types;
 
-/// Has a program that is about to be run end with the thread that runs it,
-/// however that ends. A program that changes its user undoes it.
+/// Has the kernel kill a child when the thread that started it ends, for whatever reason. A
+/// child that changes its user loses this.
 pub fn end_with_us(command: &mut Command) -> &mut Command {
     // SAFETY: it makes one system call in the child and touches no memory.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) }
@@ -66,16 +54,16 @@ fn sz<T>() -> sys::size_t {
     size_of::<T>() as sys::size_t
 }
 
-/// A descriptor for calls that want one and do nothing with it.
+/// A descriptor for calls that need one but do not use it.
 // SAFETY: nobody closes this process's stderr.
 pub const STDERR: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(2) };
 
 /// Where a program can be linked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkType {
-    /// XDP, run by the driver.
+    /// XDP in the driver.
     XdpNative,
-    /// XDP, run by the stack.
+    /// XDP in the network stack.
     XdpGeneric,
     /// tcx ingress, before all others.
     TcxIngress,
@@ -102,7 +90,7 @@ impl LinkType {
     }
 }
 
-/// Attaches a program to an interface for as long as the link lives.
+/// Attaches a program to an interface, as long as the link exists.
 pub fn link_create(prog: BorrowedFd<'_>, ifindex: i32, ty: LinkType) -> io::Result<OwnedFd> {
     let opts = sys::bpf_link_create_opts {
         sz: sz::<sys::bpf_link_create_opts>(),
@@ -122,7 +110,7 @@ pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()>
         .map(drop)
 }
 
-/// Detaches a link although others may hold it.
+/// Detaches a link, even if others hold it too.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
@@ -169,7 +157,7 @@ pub struct ProgInfo {
 }
 
 impl ProgInfo {
-    /// Nanoseconds of a run, on average; None if never measured.
+    /// Average nanoseconds per run; `None` if no run was measured.
     pub fn cost(&self) -> Option<u64> {
         (self.run_time.as_nanos() as u64).checked_div(self.runs)
     }
@@ -198,7 +186,7 @@ pub fn prog_by_id(id: u32) -> io::Result<OwnedFd> {
     check_fd(unsafe { sys::bpf_prog_get_fd_by_id(id) })
 }
 
-/// The name of a program; None if it is gone, or not for us to ask.
+/// The name of a program; `None` if the program is gone or this process may not ask.
 pub fn prog_name(id: u32) -> Option<String> {
     Some(prog_info(prog_by_id(id).ok()?.as_fd()).ok()?.name)
 }
@@ -238,15 +226,15 @@ pub struct XdpProgram {
 /// What the kernel says about XDP on an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Xdp {
-    /// The programs there, at most one a mode.
+    /// Its programs, at most one per mode.
     pub programs: Vec<XdpProgram>,
-    /// What the driver can: the bits of `enum netdev_xdp_act`. 0 before Linux
-    /// 6.3, which does not tell.
+    /// What the driver supports: bits of `enum netdev_xdp_act`. 0 before Linux 6.3, which does
+    /// not report it.
     pub features: u64,
 }
 
 impl Xdp {
-    /// The bit of `features` for native XDP that passes, drops and sends back.
+    /// The bit of `features` for native XDP that can pass, drop and send back packets.
     pub const BASIC: u64 = 1 << 0;
 }
 
@@ -275,7 +263,7 @@ pub struct Tcx {
     pub link: Option<u32>,
 }
 
-/// What runs as tcx on one side of an interface, in its order.
+/// The tcx programs on one side of an interface, in the order in which they run.
 pub fn tcx(ifindex: i32, side: LinkType) -> io::Result<Vec<Tcx>> {
     const MANY: usize = 64; // the kernel's BPF_MPROG_MAX
 
@@ -295,7 +283,7 @@ pub fn tcx(ifindex: i32, side: LinkType) -> io::Result<Vec<Tcx>> {
     Ok(tcx.map(|(program, link)| Tcx { program, link: (link != 0).then_some(link) }).collect())
 }
 
-/// Gives an interface a clsact qdisc; false if it has one.
+/// Gives an interface a clsact qdisc. Returns false if it has one already.
 pub fn clsact_create(ifindex: i32) -> io::Result<bool> {
     let mut hook = sys::bpf_tc_hook {
         sz: sz::<sys::bpf_tc_hook>(),
@@ -310,8 +298,7 @@ pub fn clsact_create(ifindex: i32) -> io::Result<bool> {
     }
 }
 
-/// A type of the skeleton that is fine with any bytes: integers and arrays of
-/// them.
+/// A type for which any bytes are valid: integers and arrays of integers.
 ///
 /// # Safety
 ///
@@ -331,14 +318,14 @@ unsafe impl Plain for types::bmc_slot {}
 // SAFETY: only integers.
 unsafe impl Plain for types::bmc_server {}
 
-/// The value whose bytes these are, unless their number is another.
+/// Makes a value of its bytes; `None` if their number is wrong.
 pub fn plain_from<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: as many bytes as T has, any of which will do.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Stores a word into the first value of an array with `BPF_F_MMAPABLE`, whole,
-/// while BPF programs may use the words around it.
+/// Stores a word in the first value of an array with `BPF_F_MMAPABLE`. The store is atomic, so
+/// BPF programs may use the array meanwhile.
 pub fn store(map: &impl MapCore, offset: usize, word: u64) -> io::Result<()> {
     let shared = Shared::map(map, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     if !offset.is_multiple_of(8) || offset / 8 >= shared.words {
@@ -349,7 +336,7 @@ pub fn store(map: &impl MapCore, offset: usize, word: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A mapped map, which BPF programs may change at any time; only for reading.
+/// A map that is mapped into memory, read-only. BPF programs may change it at any time.
 pub struct Shared {
     start: NonNull<AtomicU64>,
     words: usize,
@@ -361,10 +348,10 @@ impl Shared {
         Self::map(map, ProtFlags::PROT_READ)
     }
 
-    /// Maps only what surrounds `bytes` bytes at a byte offset, and says at which
-    /// offset they are therein. The kernel takes its time to map a large array whole.
+    /// Maps only the part of an array around `bytes` bytes at an offset, and returns their offset
+    /// in that part. Mapping all of a large array takes the kernel long.
     pub fn around(map: &impl MapCore, offset: usize, bytes: usize) -> io::Result<(Self, usize)> {
-        const PAGES: usize = 1 << 16; // a whole number of them on any machine
+        const PAGES: usize = 1 << 16; // a multiple of the page size on any machine
 
         let from = offset / PAGES * PAGES;
         let to = (offset + bytes).next_multiple_of(PAGES).min(Self::bytes(map));
@@ -387,8 +374,8 @@ impl Shared {
         Ok(Self { start: start.cast(), words: range.len() / 8 })
     }
 
-    /// Copies the value at a byte offset, a word at a time, each of them whole.
-    /// None if it does not lie within, or not at a word's start.
+    /// Copies the value at an offset, each word atomically. `None` if the offset is unaligned or
+    /// the value is not within the map.
     pub fn read<T: Plain>(&self, offset: usize) -> Option<T> {
         let mut words = [0; 32];
         let words = words.get_mut(..size_of::<T>().div_ceil(8))?;

@@ -1,34 +1,26 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! One program at one place of one interface, and the pin that records it.
+//! One program in one place of one interface, and the pin that records it.
 //!
-//! A hook is a BPF link where the kernel has one for the place, and then its pin
-//! is what keeps it. Without tcx (before Linux 6.6) it is a filter of the
-//! clsact qdisc, which stays until it is removed; the pin then holds the program
-//! and is there before the filter. An empty directory records that the qdisc is
-//! ours.
+//! A hook is a BPF link, kept alive by its pin. Where the kernel has no link for the place (tc
+//! before Linux 6.6, which has no tcx) it is a filter of the clsact qdisc, which stays until it
+//! is removed. The pin then holds the program and is made before the filter. An empty directory
+//! records that bmc made the qdisc.
 
 use std::env;
 use std::fmt;
 use std::fs;
-use std::io;
-use std::io::ErrorKind;
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use libbpf_rs::TC_EGRESS;
-use libbpf_rs::TC_H_CLSACT;
-use libbpf_rs::TC_H_MIN_EGRESS;
-use libbpf_rs::TC_H_MIN_INGRESS;
-use libbpf_rs::TC_INGRESS;
-use libbpf_rs::TcHook;
+use libbpf_rs::{TC_EGRESS, TC_H_CLSACT, TC_H_MIN_EGRESS, TC_H_MIN_INGRESS, TC_INGRESS, TcHook};
 use nix::errno::Errno;
 
 use crate::host::sys::{self, LinkInfo, LinkType};
 use crate::host::{facts, netlink};
 
-/// Before all other filters: one that ends the chain would hide writes from us.
+/// The priority of bmc's filters: before all others, because a filter that ends the chain would
+/// hide writes.
 const PRIORITY: u32 = 1;
 
 /// The two sides of a clsact qdisc.
@@ -36,25 +28,25 @@ pub const INGRESS: u32 = (TC_H_CLSACT & 0xffff_0000) | TC_H_MIN_INGRESS;
 /// See [`INGRESS`].
 pub const EGRESS: u32 = (TC_H_CLSACT & 0xffff_0000) | TC_H_MIN_EGRESS;
 
-/// libbpf-rs wants one, the questions that need none are not told it.
+/// libbpf-rs wants a program even for queries, which do not use it.
 const NO_PROGRAM: BorrowedFd<'static> = sys::STDERR;
 
-/// A place for a program, in the order in which they are taken: replies first,
-/// so that nothing is served that is not watched.
+/// A place for a program. Places are taken in this order: replies first, so that nothing is
+/// served before it is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// What leaves the interface.
+    /// Packets that leave the interface, in tc.
     Egress,
-    /// What comes in.
+    /// Packets that come in, in tc.
     Ingress,
-    /// What comes in, in the driver.
+    /// Packets that come in, in the driver (native XDP).
     Native,
-    /// What comes in, as XDP of the stack.
+    /// Packets that come in, in the network stack (generic XDP).
     Generic,
 }
 
 impl Place {
-    /// The program for this place, as it is pinned.
+    /// The name of the pin of the program for this place.
     pub fn program(self) -> &'static str {
         match self {
             Self::Egress => "tx",
@@ -63,7 +55,7 @@ impl Place {
         }
     }
 
-    /// Whether it is one of the two for XDP.
+    /// Whether it is a place for XDP.
     pub fn is_xdp(self) -> bool {
         matches!(self, Self::Native | Self::Generic)
     }
@@ -89,7 +81,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What holds the program at its place.
+/// What keeps a program in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// A BPF link.
@@ -98,7 +90,7 @@ pub enum Carrier {
     Filter,
 }
 
-/// How a pin's name ends.
+/// The ends of the names of pins.
 const SUFFIXES: [(&str, Place, Carrier); 6] = [
     ("out", Place::Egress, Carrier::Link),
     ("in", Place::Ingress, Carrier::Link),
@@ -108,23 +100,23 @@ const SUFFIXES: [(&str, Place, Carrier); 6] = [
     ("filter-in", Place::Ingress, Carrier::Filter),
 ];
 
-/// Instead of one of the above, for a qdisc of ours.
+/// The same for the record of a qdisc that bmc made.
 const QDISC: &str = "qdisc";
 
-/// The name of the record that an interface's qdisc is ours.
+/// The name of the record that bmc made the qdisc of an interface.
 pub fn qdisc_name(device: &Device) -> String {
     format!("{}_{QDISC}", device.record())
 }
 
-/// An interface, as pins record it. Its index stays when somebody renames it, and
-/// no other interface of the network namespace gets it.
+/// An interface as pins record it. Its index survives renaming, and is never reused in a network
+/// namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its name when it was attached to.
+    /// Its name when bmc was attached.
     pub first_name: String,
-    /// Its index then.
+    /// Its index when bmc was attached.
     first_index: i32,
-    /// Its index now: another one if it was in another network namespace meanwhile.
+    /// Its present index. It may differ after a move to another network namespace.
     pub index: i32,
 }
 
@@ -134,12 +126,12 @@ impl Device {
         Self { first_name, first_index: index, index }
     }
 
-    /// The interface that has this name now.
+    /// The interface that has this name at present.
     pub fn named(name: &str) -> anyhow::Result<Self> {
         Ok(Self::new(name.into(), facts::interface(name)?))
     }
 
-    /// Its name now, or what it was as long as it was there.
+    /// Its present name; if it is gone, its name when bmc was attached.
     pub fn name(&self) -> String {
         facts::name_of(self.index).unwrap_or_else(|_| self.first_name.clone())
     }
@@ -149,13 +141,13 @@ impl Device {
         Some(Self::new(unescape(name), index.parse().ok()?))
     }
 
-    /// As which it is recorded.
+    /// Its name and index as the names of pins have them.
     pub fn record(&self) -> String {
         format!("{}_{}", escape(&self.first_name), self.first_index)
     }
 }
 
-/// An interface's name, fit for bpffs, which allows no dots.
+/// Encodes the name of an interface for bpffs, which allows no dots.
 pub fn escape(iface: &str) -> String {
     iface.replace('%', "%25").replace('.', "%2E")
 }
@@ -172,12 +164,12 @@ pub struct Hook {
     pub device: Device,
     /// Where on the interface.
     pub place: Place,
-    /// By which means.
+    /// What keeps the program there.
     pub carrier: Carrier,
 }
 
 impl Hook {
-    /// The hook of a pin in a directory, where it is now.
+    /// The hook of a pin in a directory, with the present index of its interface.
     pub fn pinned(name: &str, dir: &Path) -> Option<Self> {
         let mut hook = Self::from_name(name)?;
         if hook.carrier == Carrier::Link {
@@ -189,26 +181,26 @@ impl Hook {
         Some(hook)
     }
 
-    /// Reads a pin's name.
+    /// Parses the name of a pin.
     fn from_name(name: &str) -> Option<Self> {
         let (device, suffix) = name.rsplit_once('_')?;
         let (_, place, carrier) = SUFFIXES.iter().find(|(s, ..)| *s == suffix)?;
         Some(Self { device: Device::from_record(device)?, place: *place, carrier: *carrier })
     }
 
-    /// Whether it is there to see what local clients write.
+    /// Whether it watches the writes of local clients.
     pub fn is_on_loopback(&self) -> bool {
         self.device.first_name == "lo"
     }
 
-    /// The pin's name.
+    /// The name of its pin.
     pub fn name(&self) -> String {
         let is_mine = |s: &&(&str, Place, Carrier)| (s.1, s.2) == (self.place, self.carrier);
         let suffix = SUFFIXES.iter().find(is_mine).map_or("", |s| s.0);
         format!("{}_{suffix}", self.device.record())
     }
 
-    /// Puts a program to its place and pins that in a directory.
+    /// Puts a program in its place and pins it in a directory.
     pub fn attach(
         device: &Device,
         place: Place,
@@ -218,7 +210,7 @@ impl Hook {
     ) -> io::Result<Self> {
         let mut hook = Self { device: device.clone(), place, carrier: Carrier::Link };
         let is_tc = !place.is_xdp();
-        // For tests on kernels that have tcx.
+        // Lets tests use filters on kernels that have tcx.
         let no_tcx = is_tc && env::var_os("BMC_TC").is_some_and(|tc| tc == "clsact");
         let link = if no_tcx {
             Err(Errno::EINVAL.into())
@@ -237,7 +229,7 @@ impl Hook {
     }
 
     fn attach_filter(&self, prog: BorrowedFd<'_>, owner: Owner, dir: &Path) -> io::Result<()> {
-        // Recorded first: whoever is killed in between must not leave it.
+        // Recorded first, so that it is not left behind if bmc is killed in between.
         let qdisc = dir.join(qdisc_name(&self.device));
         let was_ours = qdisc.exists();
         facts::make_directory(&qdisc)?;
@@ -249,7 +241,7 @@ impl Hook {
         Ok(())
     }
 
-    /// Exchanges the program, without a gap.
+    /// Replaces the program without a gap.
     pub fn exchange(&self, old: &Path, prog: BorrowedFd<'_>, owner: Owner) -> io::Result<()> {
         match self.carrier {
             Carrier::Link => {
@@ -263,7 +255,7 @@ impl Hook {
         }
     }
 
-    /// Records an attached hook in another directory too.
+    /// Pins an attached hook in another directory as well.
     pub fn carry_over(&self, old: &Path, new: &Path, prog: BorrowedFd<'_>) -> io::Result<()> {
         let path = new.join(self.name());
         match self.carrier {
@@ -282,8 +274,8 @@ impl Hook {
         Ok((link, info))
     }
 
-    /// Whether its program runs on the interface that has its index in this network
-    /// namespace. Fails without the right to ask (`CAP_NET_ADMIN`).
+    /// Whether its program is in its place in this network namespace. Fails without the
+    /// permission to ask (`CAP_NET_ADMIN`).
     pub fn try_is_in_place(&self, owner: Owner, dir: &Path) -> io::Result<bool> {
         let index = self.device.index;
         Ok(match (self.carrier, self.place) {
@@ -301,12 +293,12 @@ impl Hook {
         })
     }
 
-    /// The same for those who attach, and so have the right.
+    /// The same for a caller that has the permission, because it attaches.
     pub fn is_in_place(&self, owner: Owner, dir: &Path) -> bool {
         self.try_is_in_place(owner, dir).unwrap_or(false)
     }
 
-    /// The id of the program that runs here; None if the interface is gone.
+    /// The id of the program that runs here; `None` if the interface is gone.
     pub fn program_id(&self, owner: Owner, dir: &Path) -> Option<u32> {
         match self.carrier {
             Carrier::Link => {
@@ -317,15 +309,15 @@ impl Hook {
         }
     }
 
-    /// Removes the pin, and the hook with it unless that one stays. At once: the
-    /// kernel takes its time with a link that only lost its pin, and the next
-    /// attach would find the place taken.
+    /// Removes the pin, and the hook too unless it stays. The link is detached explicitly: the
+    /// kernel releases a link that lost its pin only later, and the next attach would find the
+    /// place taken.
     pub fn remove(&self, dir: &Path, owner: Owner, stays: bool) -> io::Result<()> {
         match self.carrier {
             Carrier::Filter if !stays => self.remove_filter(owner)?,
             Carrier::Link if !stays => {
                 if let Ok((link, _)) = self.link(dir) {
-                    // Fails if the interface is gone, and then nothing is left.
+                    // Fails if the interface is gone, and the link with it.
                     let _ = sys::link_detach(link.as_fd());
                 }
             }
@@ -366,7 +358,7 @@ impl Owner {
     }
 }
 
-/// The interfaces whose qdisc a directory records as ours.
+/// The interfaces whose qdisc bmc made, by the records in a directory.
 pub fn qdiscs(dir: &Path) -> io::Result<Vec<Device>> {
     let mut devices = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -377,7 +369,7 @@ pub fn qdiscs(dir: &Path) -> io::Result<Vec<Device>> {
     Ok(devices)
 }
 
-/// Records a qdisc of ours in another directory too.
+/// Records in another directory as well that bmc made a qdisc.
 pub fn carry_qdisc_over(device: &Device, old: &Path, new: &Path) -> io::Result<()> {
     qdiscs(old)?
         .iter()
@@ -385,8 +377,8 @@ pub fn carry_qdisc_over(device: &Device, old: &Path, new: &Path) -> io::Result<(
         .try_for_each(|other| facts::make_directory(&new.join(qdisc_name(other))))
 }
 
-/// Removes the record of a qdisc of ours, and the qdisc, unless it stays or
-/// somebody else has put filters there.
+/// Removes the record of a qdisc that bmc made, and the qdisc too unless it stays or has filters
+/// of others.
 pub fn remove_qdisc(device: &Device, dir: &Path, stays: bool) -> io::Result<()> {
     let ifindex = device.index;
     if !stays && facts::name_of(ifindex).is_ok() {
@@ -407,7 +399,7 @@ fn ignore_missing(ret: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// What runs on an interface: nothing if that is gone.
+/// Takes errors for "nothing", since the interface may be gone, but not a lack of permission.
 fn unless_refused<T: Default>(answer: io::Result<T>) -> io::Result<T> {
     match answer {
         Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(err),

@@ -19,10 +19,8 @@ use self::hook::{Hook, Place};
 use self::lock::Lock;
 use self::pins::{CONFIG, GONE, PROGRAMS, Pins};
 use self::state::Activity;
-use crate::abi::{
-    LAYOUT,
-    types::{bmc_config, rodata},
-};
+use crate::abi::LAYOUT;
+use crate::abi::types::{bmc_config, rodata};
 use crate::host::sys::{self, ProgInfo};
 
 /// The instance is not attached: exit code 3.

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
 use super::pins::Pins;
-use crate::abi::{DIRTY, FLUSHES_MAX, types::bmc_global};
+use crate::abi::types::bmc_global;
+use crate::abi::{DIRTY, FLUSHES_MAX};
 use crate::host::sys;
 
 /// What a cache is doing.

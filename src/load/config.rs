@@ -8,10 +8,8 @@ use anyhow::Result;
 
 use super::layout::Layout;
 use super::options::{Cidr, Mode, Options};
-use crate::abi::{
-    LAYOUT,
-    types::{bmc_config, bmc_prefix4, bmc_prefix6},
-};
+use crate::abi::LAYOUT;
+use crate::abi::types::{bmc_config, bmc_prefix4, bmc_prefix6};
 use crate::host::facts;
 
 /// The configuration for these options and sizes. `kept` is the configuration of the

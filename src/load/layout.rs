@@ -1,35 +1,31 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! How `--memory` is shared out: what is locked is what was asked for.
+//! How `--memory` is divided among the maps: together they lock that much.
 
 use std::fmt;
 
 use crate::abi;
-use crate::abi::types::bmc_bucket;
-use crate::abi::types::bmc_expiry;
-use crate::abi::types::bmc_flow;
-use crate::abi::types::bmc_flow_set;
-use crate::abi::types::bmc_lease;
-use crate::abi::types::bmc_slab;
-use crate::abi::types::bmc_slab_meta;
+use crate::abi::types::{
+    bmc_bucket, bmc_expiry, bmc_flow, bmc_flow_set, bmc_lease, bmc_slab, bmc_slab_meta,
+};
 
-/// Least and most that `--memory` may be. A slot's address has 18 bits for its
-/// slab, less the one that stands for "none".
+/// The range of `--memory`. Its end follows from the 18 bits that a slot's address has for the
+/// number of its slab.
 pub const MEMORY: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 30;
 
 const LEASES: std::ops::RangeInclusive<u64> = 256..=16384;
 
-/// Sets of TCP connections: as many as a thirty-second part of the memory holds.
+/// Sets of TCP connections: they get a 32nd of the memory.
 const FLOW_SETS: std::ops::RangeInclusive<u64> = 16..=4096;
 const FLOW_WAYS: u64 = abi::FLOW_WAYS as u64;
 const FLOW_SET: u64 = size_of::<bmc_flow_set>() as u64 + FLOW_WAYS * size_of::<bmc_flow>() as u64;
 
-/// The kernel's own part of a map: its head, rounded to pages where user space
-/// can map it. Generous; the index gets what is left of it.
+/// An upper bound of what the kernel needs for a map besides its values: the head, rounded up to
+/// pages if user space can map it.
 const MAP_HEAD: u64 = 8192;
 
-/// An index bucket, its half of a line of expiry records, and the slots it is meant to
-/// lead to: 80 bytes a slot (a 16-byte key and a 32-byte value), buckets seven eighths
-/// full.
+/// Memory per bucket: the bucket itself with its half of a line of expiry records, and the slots
+/// that it is meant to refer to. These are 80 bytes each (a 16-byte key and a 32-byte value),
+/// and the bucket is seven eighths full.
 const BUCKET: u64 = (size_of::<bmc_bucket>() + size_of::<bmc_expiry>() / 2) as u64;
 const BUCKET_SLOTS: u64 = 7 * 80;
 
@@ -42,7 +38,7 @@ pub struct Layout {
     pub buckets: u32,
     /// Slabs of 256 KiB.
     pub slabs: u32,
-    /// Requests that wait for an answer; a power of two.
+    /// Requests that wait for a reply; a power of two.
     pub senders: u32,
     /// Leases; a power of two.
     pub leases: u32,
@@ -52,7 +48,7 @@ pub struct Layout {
     pub flow_sets: u32,
 }
 
-/// `--memory` cannot be had.
+/// `--memory` is out of range.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OutOfRange(u64);
 
@@ -62,7 +58,7 @@ impl fmt::Display for OutOfRange {
     }
 }
 
-/// What is wrong with any other `--memory`.
+/// Says which range `--memory` has.
 pub fn not_within() -> String {
     format!("not within {}M and {}G", MEMORY.start() >> 20, MEMORY.end() >> 30)
 }
@@ -70,7 +66,7 @@ pub fn not_within() -> String {
 impl std::error::Error for OutOfRange {}
 
 impl Layout {
-    /// Shares `memory` bytes out, of which `fixed` go to the other maps.
+    /// Divides `memory` bytes, of which `fixed` go to maps of fixed size.
     pub fn new(memory: u64, fixed: u64) -> Result<Self, OutOfRange> {
         if !MEMORY.contains(&memory) {
             return Err(OutOfRange(memory));
@@ -86,7 +82,7 @@ impl Layout {
             .ok_or(OutOfRange(memory))?;
         let index = rest / (BUCKET + BUCKET_SLOTS) * BUCKET;
         let slabs = (rest - index) / SLAB;
-        // The index takes what does not make a whole slab.
+        // The index gets what is less than a slab.
         let buckets = (rest - slabs * SLAB) / BUCKET;
         let entries = |n: u64| u32::try_from(n).map_err(|_| OutOfRange(memory));
         Ok(Self {
@@ -105,7 +101,7 @@ impl Layout {
         any.entries(map).is_some()
     }
 
-    /// The entries of a map, if they depend on `--memory`.
+    /// The size of a map in entries, if it depends on `--memory`.
     pub fn entries(&self, map: &str) -> Option<u32> {
         match map {
             "bmc_index" => Some(self.buckets),
@@ -124,8 +120,8 @@ fn power_of_two(most: u64) -> u64 {
     1 << most.max(1).ilog2()
 }
 
-/// What a map of fixed size costs: for arrays, the kernel's `map_mem_usage`.
-/// `copies` is the number of CPUs if each has its own.
+/// The memory that a map of fixed size takes, as the kernel's `map_mem_usage` computes it for
+/// arrays. `copies` is the number of CPUs if each has a copy.
 pub fn map_bytes(value: u32, entries: u32, copies: Option<u64>) -> u64 {
     let value = u64::from(value).next_multiple_of(8);
     MAP_HEAD + u64::from(entries) * copies.map_or(value, |cpus| 8 + value * cpus)

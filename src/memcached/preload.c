@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause */
 /*
- * Loaded into memcached (LD_PRELOAD, see workers.rs) to give each of its workers a
+ * Loaded into memcached (LD_PRELOAD, see reuseport.rs) to give each of its workers a
  * UDP socket of its own.
  *
  * memcached binds one UDP socket for each address and hands dup()s of it to the
@@ -22,7 +22,7 @@
 /* What is taken modulo the sockets to choose one; 0 to leave that to the kernel. */
 static unsigned int chooser;
 
-/* Reads what workers.rs says. Programs that memcached might start are not memcached. */
+/* Reads what reuseport.rs sets. Programs that memcached might start are not memcached. */
 __attribute__((constructor)) static void begin(void)
 {
 	const char *before = getenv("BMC_LD_PRELOAD"), *by = getenv("BMC_STEER");

@@ -14,8 +14,8 @@ use super::stats::{Answer, Topic, ask_all, at_once};
 use crate::host::facts;
 use crate::message;
 
-/// What `-V` of a memcached says: `1.6.18`. Fails if it cannot be run or is
-/// something else, and then names the option that chooses another one.
+/// The version of a memcached, as in "1.6.18". If the program cannot be run or is not
+/// memcached, the error names the option that chooses another one.
 pub fn version(path: &Path, option: &str) -> Result<String> {
     let name = path.display();
     let output = Command::new(path).arg("-V").stdin(Stdio::null()).output();
@@ -29,8 +29,8 @@ pub fn version(path: &Path, option: &str) -> Result<String> {
     Ok(version.into())
 }
 
-/// Asks whoever listens on these ports of the interfaces and of the loopback.
-/// Fails if bmc would serve old values, and tells what makes it useless.
+/// Asks every memcached on these ports of the interfaces and the loopback for its settings. Fails
+/// if bmc would serve stale values, and prints what else would make bmc useless.
 pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
     let mut problems = Vec::new();
     for (at, heard) in ask_all(&all_addresses(interfaces, ports), Topic::Settings) {
@@ -52,16 +52,16 @@ pub fn check(interfaces: &[String], ports: &[u16]) -> Result<()> {
     Ok(())
 }
 
-/// memcached counts seconds from so long before its start (`ITEM_UPDATE_INTERVAL`).
+/// memcached's clock is at this many seconds when it starts (`ITEM_UPDATE_INTERVAL`).
 const BEFORE_START: i64 = 60;
 
-/// The delayed `flush_all`s that are still ahead of whoever listens on these ports of the
-/// interfaces and of the loopback: each memcached knows of one. In seconds of
-/// `CLOCK_MONOTONIC`, up to two too early or too late, as memcached's clock lags.
+/// The delayed `flush_all`s that are still to come, at most one per memcached, on these ports of
+/// the interfaces and the loopback. In seconds of `CLOCK_MONOTONIC`; up to two seconds off,
+/// because memcached's clock lags.
 ///
 /// Fails if the clock cannot be read.
 pub fn pending_flushes(interfaces: &[String], ports: &[u16]) -> Result<Vec<u64>> {
-    // Of one without TCP nothing is cached; and bmc counts datagrams by now.
+    // Only over TCP: without TCP nothing is cached, and bmc already counts datagrams.
     let ask = |at, topic| Answer::ask_by_stream(at, topic).unwrap_or(Answer::NoListener);
     let addresses = all_addresses(interfaces, ports);
     let heard = at_once(&addresses, |at| ask(at, Topic::Settings));
@@ -81,7 +81,7 @@ pub fn pending_flushes(interfaces: &[String], ports: &[u16]) -> Result<Vec<u64>>
         let Some(uptime) = number(&stats, "uptime") else { continue };
         let left = flushed[&at] - (uptime + BEFORE_START);
         if left > 0 {
-            // One process may be found at several addresses.
+            // One process may listen on several addresses.
             pending.insert(number(&stats, "pid"), now.saturating_add_signed(left));
         }
     }
@@ -93,9 +93,9 @@ fn all_addresses(interfaces: &[String], ports: &[u16]) -> Vec<SocketAddr> {
     ports.iter().flat_map(|port| addresses.iter().map(|addr| with_port(*addr, *port))).collect()
 }
 
-/// The addresses of interfaces and the loopback, in this order. Not the link-local
-/// ones of IPv6: a connection to those from this machine crosses the loopback, where
-/// the kernel finds no socket for them, so it would empty a cache that is replaced.
+/// The addresses of these interfaces, then those of the loopback. IPv6 link-local ones are left
+/// out: a local connection to such an address crosses the loopback, where the kernel finds no socket
+/// for it, and an attached bmc that is about to be replaced would empty its cache.
 fn addresses(interfaces: &[String]) -> Vec<SocketAddr> {
     let known: Vec<_> = getifaddrs().map(Iterator::collect).unwrap_or_default();
     let mut addresses = Vec::new();

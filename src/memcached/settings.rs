@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use super::stats::Answer;
 
 impl Answer {
-    /// What bmc, watching these ports, would make of its settings.
+    /// What in these settings is a problem for bmc, if it watches these ports.
     pub fn problems(&self, ports: &[u16]) -> Vec<Problem> {
         match self {
             Self::NoListener => Vec::new(),
@@ -23,10 +23,10 @@ impl Answer {
     }
 }
 
-/// What concerns us of `stats settings`.
+/// The part of `stats settings` that matters to bmc.
 #[derive(Debug, PartialEq, Eq)]
 struct Settings {
-    /// None if it depends on the address (`-l`).
+    /// `None` if it depends on the address (`-l`).
     tcp: Option<u16>,
     udp: Option<u16>,
     tls: bool,
@@ -34,11 +34,11 @@ struct Settings {
 }
 
 impl Settings {
-    /// None if these are other statistics.
+    /// `None` if these are not settings.
     fn read(stats: &BTreeMap<String, String>) -> Option<Self> {
         let get = |name| stats.get(name).map(String::as_str);
         let is_on = |name| get(name) == Some("yes");
-        // -l can give each address a port; then these are not the ports but for 0.
+        // -l can give each address a port; then these numbers mean nothing unless they are 0.
         let has_ports = get("inter").is_some_and(|list| list.contains(':'));
         let port = |name| {
             let port = get(name)?.parse().ok()?;
@@ -74,29 +74,29 @@ impl Settings {
     }
 }
 
-/// Why bmc must not or need not be attached.
+/// Why bmc must not be attached, or would be useless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Writes within TLS cannot be seen.
+    /// TLS: bmc cannot see the writes in it.
     Tls,
-    /// What becomes of a write behind a proxy cannot be seen.
+    /// A proxy: bmc cannot see the writes behind it.
     Proxy,
     /// Writes on a port that is not watched.
     OtherTcp(u16),
-    /// Nothing tells of its end.
+    /// No TCP port, by which bmc recognizes memcached's replies.
     NoTcp,
-    /// Nothing to answer.
+    /// No UDP port, so there are no requests to answer.
     NoUdp,
     /// Requests on a port that is not served.
     OtherUdp(u16),
-    /// It wants a password, and then has no UDP.
+    /// It demands a password, and therefore has no UDP.
     Password,
-    /// It does not tell.
+    /// It does not reveal its settings.
     Unknown,
 }
 
 impl Problem {
-    /// Whether what is served could be wrong.
+    /// Whether bmc could serve wrong values.
     pub fn is_fatal(self) -> bool {
         matches!(self, Self::Tls | Self::Proxy | Self::OtherTcp(_))
     }
@@ -110,7 +110,7 @@ impl Problem {
         format!("{subject} at {at} {} ({})", self.what(), self.remedy(at.port()))
     }
 
-    /// What is said of the memcached.
+    /// What is wrong with the memcached.
     pub fn what(self) -> String {
         match self {
             Self::Tls => {
@@ -139,7 +139,7 @@ impl Problem {
         }
     }
 
-    /// What can be done about one on this port.
+    /// What can be done about a memcached on this port.
     pub fn remedy(self, port: u16) -> String {
         match self {
             Self::Tls => "turn TLS off there, or do without bmc".into(),
@@ -157,7 +157,7 @@ impl Problem {
 mod tests {
     use super::*;
 
-    /// What memcached 1.6.18 says about itself with `-p 21977` and a bit more.
+    /// The settings of memcached 1.6.18 with `-p 21977` and other options.
     const UDP: &str = include_str!("../../tests/settings/udp.txt");
     const DEFAULT: &str = include_str!("../../tests/settings/default.txt");
     const TLS: &str = include_str!("../../tests/settings/tls.txt");

@@ -12,18 +12,18 @@ use self::binary::Packet;
 /// The limit of each step of a conversation. memcached is on this very machine.
 const LIMIT: Duration = Duration::from_millis(300);
 
-/// More than memcached has to say.
+/// An upper bound of what memcached replies.
 const REPLY_MAX: usize = 1 << 16;
 
 /// Bytes of the frame before the text of a datagram.
 const FRAME: usize = 8;
 
-/// Which of its statistics memcached is asked for.
+/// Which statistics to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// How it is set up.
+    /// The settings of memcached.
     Settings,
-    /// What it counts.
+    /// The counters of memcached.
     Counters,
 }
 
@@ -35,8 +35,9 @@ impl Topic {
         }
     }
 
-    /// Long enough for the binary protocol to see that it is none of its
-    /// requests; the last line is for a connection that wants a password.
+    /// The request in the text protocol. It is long enough for a memcached that speaks the
+    /// binary protocol only to reject it; the last line serves a connection that wants a
+    /// password.
     fn text(self) -> Vec<u8> {
         format!("{}\r\nquit\r\nquit\r\n", self.command()).into()
     }
@@ -45,7 +46,7 @@ impl Topic {
         format!("stats {}", self.name()).trim_end().into()
     }
 
-    /// The same over UDP, which closes nothing.
+    /// The same over UDP, where nothing has to be closed.
     fn datagram(self) -> Vec<u8> {
         [b"\0\0\0\0\0\x01\0\0", self.command().as_bytes(), b"\r\n"].concat()
     }
@@ -80,7 +81,7 @@ mod binary {
         pub(super) rest: &'a [u8],
     }
 
-    /// The first packet; None if it is none, or not all there.
+    /// The first packet; `None` if it is not one, or incomplete.
     pub(super) fn packet(bytes: &[u8]) -> Option<Packet<'_>> {
         let (head, rest) = bytes.split_at_checked(HEAD)?;
         if head[0] != REPLY {
@@ -95,12 +96,12 @@ mod binary {
     }
 }
 
-/// Asks all by whatever means they answer.
+/// Asks all addresses at once, in whatever protocol each answers.
 pub fn ask_all(addresses: &[SocketAddr], topic: Topic) -> Vec<(SocketAddr, Answer)> {
     at_once(addresses, |at| Answer::ask(at, topic))
 }
 
-/// Asks all at once, so that it takes no longer than one.
+/// Asks all addresses at once, so that it takes no longer than asking one.
 pub fn at_once(
     addresses: &[SocketAddr],
     ask: impl Fn(SocketAddr) -> Answer + Sync,
@@ -118,23 +119,23 @@ pub fn at_once(
     })
 }
 
-/// What came back from an address.
+/// What an address answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Nothing: nobody listens.
     NoListener,
-    /// What was asked for, by name.
+    /// The statistics, by name.
     Stats(BTreeMap<String, String>),
-    /// memcached, but it wants a password first.
+    /// memcached demands a password first.
     Locked,
     /// TLS.
     Tls,
-    /// Somebody who does not speak memcached's protocols.
+    /// Something that is not memcached's protocol.
     Noise,
 }
 
 impl Answer {
-    /// Asks, by whatever means it is answered.
+    /// Asks over TCP, or over UDP if nothing listens over TCP.
     pub fn ask(at: SocketAddr, topic: Topic) -> Self {
         Self::ask_by_stream(at, topic).unwrap_or_else(|| {
             match ask_by_datagram(at, topic).map(|reply| Self::read(&reply)) {
@@ -144,7 +145,7 @@ impl Answer {
         })
     }
 
-    /// None if nobody listens over TCP.
+    /// Asks over TCP; `None` if nothing listens.
     pub fn ask_by_stream(at: SocketAddr, topic: Topic) -> Option<Self> {
         let stream = TcpStream::connect_timeout(&at, LIMIT).ok()?;
         let again = |question: &[u8]| {
@@ -195,7 +196,7 @@ impl Answer {
     }
 }
 
-/// Sends a request and returns what comes back, as far as it does in time.
+/// Sends a request and returns what is replied within the time limit.
 fn talk(mut stream: TcpStream, request: &[u8]) -> Vec<u8> {
     let end = Instant::now() + LIMIT;
     let mut reply = Vec::new();
@@ -218,13 +219,13 @@ fn talk(mut stream: TcpStream, request: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// Whether nothing more is to be waited for.
+/// Whether a reply is complete.
 fn is_whole(reply: &[u8]) -> bool {
     let is_text = reply.starts_with(b"STAT ");
     reply.ends_with(b"END\r\n") || (!is_text && reply.ends_with(b"\r\n"))
 }
 
-/// The first datagram is enough: it tells the ports.
+/// Asks over UDP. Only the first datagram of the reply is read: it has the ports.
 fn ask_by_datagram(at: SocketAddr, topic: Topic) -> io::Result<Vec<u8>> {
     let any: IpAddr =
         if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -241,8 +242,8 @@ fn ask_by_datagram(at: SocketAddr, topic: Topic) -> io::Result<Vec<u8>> {
 const ALERT: u8 = 0x15;
 const HANDSHAKE: u8 = 0x16;
 
-/// A TLS 1.2 client's first message, which every TLS server answers, be it by an
-/// alert: a record with a `ClientHello` of two ciphers and no extension.
+/// The first message of a TLS 1.2 client, which every TLS server answers, if only by an alert: a
+/// record with a `ClientHello` of two ciphers and no extensions.
 fn client_hello() -> Vec<u8> {
     let head = b"\x16\x03\x01\0\x2f\x01\0\0\x2b\x03\x03";
     let tail = b"\0\0\x04\xc0\x2f\xc0\x30\x01\0";

@@ -6,10 +6,8 @@ use libbpf_rs::{MapCore as _, MapFlags};
 use serde_json::{Value, json};
 
 use super::lookup::slots_of_slab;
-use crate::abi::{
-    SLAB_SIZE, UNIT,
-    types::{bmc_class, bmc_pool},
-};
+use crate::abi::types::{bmc_class, bmc_pool};
+use crate::abi::{SLAB_SIZE, UNIT};
 use crate::host::sys;
 use crate::instance::Instance;
 

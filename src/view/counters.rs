@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! The counters: read, summed, subtracted, shown.
+//! The counters: read per CPU, summed, compared and printed.
 
 use std::time::Instant;
 
@@ -30,35 +30,35 @@ impl Counters {
         Some(Self(counters))
     }
 
-    /// Adds up those of several CPUs.
+    /// Adds the counters of several CPUs.
     pub fn sum(all: &[Self]) -> Self {
         Self(std::array::from_fn(|i| all.iter().fold(0, |sum: u64, c| sum.wrapping_add(c.0[i]))))
     }
 
-    /// What was counted since. Nothing where a counter went back, as it does
-    /// when other maps took the place of those read before.
+    /// What was counted since `before`. A counter that went back counts as 0: other maps have
+    /// replaced those that were read before.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i].saturating_sub(before.0[i])))
     }
 
-    /// One of them.
+    /// A counter by its name.
     ///
     /// # Panics
     ///
-    /// If there is none of that name.
+    /// If there is no counter of that name.
     pub fn get(&self, name: &str) -> u64 {
         let position = COUNTERS.iter().position(|counter| counter.name == name);
         self.0[position.expect("callers name counters of the table")]
     }
 
-    /// Those that belong to no group, by name.
+    /// The counters that belong to no group, by name.
     pub fn single(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let all = COUNTERS.iter().zip(self.0).filter(|(counter, _)| counter.reason().is_none());
         all.map(|(counter, count)| (counter.name, count))
     }
 
-    /// Those of a group, by their names therein.
+    /// The counters of a group, by their names in the group.
     pub fn of_group(&self, group: &Group) -> impl Iterator<Item = (&'static str, u64)> {
         let prefix = group.prefix;
         let all = COUNTERS.iter().zip(self.0);
@@ -69,12 +69,12 @@ impl Counters {
         self.of_group(group).map(|(_, count)| count).sum()
     }
 
-    /// As in `stats --json`.
+    /// The totals of `stats --json`.
     pub fn to_json(self) -> Map<String, Value> {
         self.to_json_as(Value::from)
     }
 
-    /// The same with each of them as `value` says.
+    /// The same with each count converted by `value`.
     fn to_json_as(self, value: impl Fn(u64) -> Value) -> Map<String, Value> {
         let mut object = Map::new();
         for (name, count) in self.single() {
@@ -88,7 +88,7 @@ impl Counters {
         object
     }
 
-    /// Percentage of the lookups that hit.
+    /// The percentage of lookups that hit; `None` without lookups.
     fn hit_ratio(&self) -> Option<f64> {
         let hits = self.get("hits");
         let all = hits + self.get("misses");
@@ -109,12 +109,12 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Reads them.
+    /// Reads the counters of an instance.
     pub fn take(instance: &Instance) -> Result<Self> {
         Self::read(&instance.pins.map("stats")?)
     }
 
-    /// Reads them from their map.
+    /// Reads the counters from their map.
     pub fn read(map: &MapHandle) -> Result<Self> {
         let values = map
             .lookup_percpu(&0_u32.to_ne_bytes(), MapFlags::ANY)
@@ -125,18 +125,18 @@ impl Sample {
         Ok(Self { at: Instant::now(), cpus })
     }
 
-    /// Of each CPU.
+    /// The counters of each CPU.
     pub fn cpus(&self) -> &[Counters] {
         &self.cpus
     }
 
-    /// Of all CPUs together.
+    /// The sums over all CPUs.
     pub fn total(&self) -> Counters {
         Counters::sum(&self.cpus)
     }
 }
 
-/// What happened between two samples, a second.
+/// Rates between two samples.
 #[derive(Clone, Debug)]
 pub struct Rates {
     counted: Counters,
@@ -144,13 +144,13 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Of all CPUs together.
+    /// The rates of all CPUs together.
     pub fn between(before: &Sample, after: &Sample) -> Self {
         let seconds = (after.at - before.at).as_secs_f64();
         Self { counted: after.total().since(&before.total()), seconds }
     }
 
-    /// Of each CPU.
+    /// The rates of each CPU.
     pub fn of_cpus(before: &Sample, after: &Sample) -> Vec<Self> {
         let seconds = (after.at - before.at).as_secs_f64();
         let cpus = after.cpus.iter().zip(&before.cpus);
@@ -161,21 +161,21 @@ impl Rates {
         if self.seconds > 0.0 { count as f64 / self.seconds } else { 0.0 }
     }
 
-    /// Of one counter.
+    /// The rate of a counter, per second.
     ///
     /// # Panics
     ///
-    /// If there is none of that name.
+    /// If there is no counter of that name.
     pub fn of(&self, name: &str) -> f64 {
         self.rate(self.counted.get(name))
     }
 
-    /// Percentage of the lookups that hit; None if there were none.
+    /// The percentage of lookups that hit; `None` without lookups.
     pub fn hit_ratio(&self) -> Option<f64> {
         self.counted.hit_ratio()
     }
 
-    /// Why requests passed, by how many did.
+    /// The reasons why requests passed, the most frequent first, with their rates.
     pub fn passes(&self) -> Vec<(&'static str, f64)> {
         let mut reasons: Vec<_> =
             self.counted.of_group(passes()).filter(|(_, count)| *count != 0).collect();
@@ -183,28 +183,28 @@ impl Rates {
         reasons.into_iter().map(|(reason, count)| (reason, self.rate(count))).collect()
     }
 
-    /// Seconds between the two.
+    /// The seconds between the samples.
     pub fn seconds(&self) -> f64 {
         self.seconds
     }
 
-    /// As the totals in `stats --json`, to a tenth.
+    /// The same structure as the totals of `stats --json`, rounded to a tenth.
     pub fn to_json(&self) -> Map<String, Value> {
         self.counted.to_json_as(|count| tenths(self.rate(count)).into())
     }
 
-    /// With these counts within so many seconds, and no others.
+    /// Rates of these counts within this time; all other counters are 0.
     #[cfg(test)]
     pub fn of_counts(counts: &[(&str, u64)], seconds: f64) -> Self {
         let count = |name| counts.iter().find(|(n, _)| *n == name).map_or(0, |(_, count)| *count);
         Self { counted: Counters(COUNTERS.map(|counter| count(counter.name))), seconds }
     }
 
-    /// The titles of [`Rates::line`].
+    /// The titles of the columns of [`Rates::line`].
     pub const TITLE: &str =
         "     gets/s      hits/s   hit %  misses/s   fills/s  writes/s  passes/s";
 
-    /// In one line.
+    /// The rates in one line.
     pub fn line(&self) -> String {
         let c = &self.counted;
         let rate = |count| grouped(self.rate(count).round() as u64);
@@ -252,7 +252,7 @@ pub fn table(sample: &Sample, per_cpu: bool) -> String {
     text
 }
 
-/// What is known of each CPU, with its number first.
+/// An object for each CPU, with the number of the CPU first.
 pub fn per_cpu_json(cpus: impl Iterator<Item = Map<String, Value>>) -> Value {
     let object = |(cpu, counters): (usize, Map<_, _>)| {
         let number = ("cpu".to_string(), json!(cpu));

@@ -9,10 +9,8 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 
 use super::lookup::{bucket_of, hash_of, heat_count, slot_of};
-use crate::abi::{
-    AGE_SHIFT, DIRTY, GENERATION_SHIFT, SLOT_MAX,
-    types::{bmc_bucket, bmc_config, bmc_global, bmc_server, bmc_slot},
-};
+use crate::abi::types::{bmc_bucket, bmc_config, bmc_global, bmc_server, bmc_slot};
+use crate::abi::{AGE_SHIFT, DIRTY, GENERATION_SHIFT, SLOT_MAX};
 use crate::format::{escaped, span};
 use crate::host::sys::{self, Shared};
 use crate::instance::{Instance, state};

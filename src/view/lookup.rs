@@ -2,7 +2,8 @@
 //! The arithmetic by which the programs find a slot, once more in Rust. `tests/abi.rs` compares
 //! it with theirs.
 
-use crate::abi::{HEAT_BITS, SLAB_SIZE, SLOT_REACH, UNIT, types::bmc_config};
+use crate::abi::types::bmc_config;
+use crate::abi::{HEAT_BITS, SLAB_SIZE, SLOT_REACH, UNIT};
 
 /// Units of a slab.
 const UNITS: usize = SLAB_SIZE / UNIT;

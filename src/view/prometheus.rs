@@ -2,8 +2,8 @@
 //! `bmc stats --format prometheus`: the counters and the state in Prometheus'
 //! text format, version 0.0.4.
 //!
-//! [`families`] has every name once; README.md documents just these. The label
-//! of the instance is not called `instance`, which Prometheus keeps for itself.
+//! [`families`] has every name once, and README.md documents exactly these. The label of the
+//! instance is not `instance`, which Prometheus reserves for the target of a scrape.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ use crate::host::facts;
 use crate::instance::state::Activity;
 use crate::instance::{Health, Instance};
 
-/// What Prometheus is to make of a value.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows, but for a new cache, which starts at 0.
+    /// Only grows; restarts at 0 with a new cache.
     Counter,
-    /// Goes up and down.
+    /// May rise and fall.
     Gauge,
 }
 
@@ -34,10 +34,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// All series of one name.
+/// A metric: all series of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family {
-    /// Without the `bmc_` that all have.
+    /// Its name, without the common prefix `bmc_`.
     pub name: String,
     /// Its type.
     pub kind: Kind,
@@ -49,7 +49,7 @@ pub struct Family {
 
 type Row = (&'static str, Kind, &'static [&'static str], &'static str);
 
-/// What is not counted by the programs.
+/// The metrics that are not counters of the programs.
 const STATE: [Row; 14] = [
     ("up", Kind::Gauge, &[], "Whether the cache works (1) or idles (0)"),
     ("asleep", Kind::Gauge, &[], "Whether it sleeps (1), because it would cost more than it saves"),
@@ -67,7 +67,7 @@ const STATE: [Row; 14] = [
     ("program_run_seconds_total", Kind::Counter, &["program"], "The time that these runs took"),
 ];
 
-/// Every family there is, in the order in which they are printed.
+/// All metrics, in the order in which they are printed.
 pub fn families() -> Vec<Family> {
     let counter = |name: &str, labels, help| Family {
         name: format!("{name}_total"),
@@ -87,7 +87,7 @@ pub fn families() -> Vec<Family> {
     single.chain(groups).chain(state).collect()
 }
 
-/// One value, with all its labels but the instance.
+/// A value with all its labels except the instance.
 struct Series {
     family: String,
     labels: Vec<(&'static str, String)>,
@@ -105,8 +105,8 @@ impl Series {
     }
 }
 
-/// Everything that is known of an instance. With `per_cpu` the counters come as a
-/// series for each CPU instead of their sum: Prometheus adds up by itself.
+/// All metrics of an instance. With `per_cpu` each CPU has a series of its own instead of the
+/// sum: Prometheus can add them.
 pub fn page(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
     let mut all = Vec::new();
     if per_cpu {
@@ -170,8 +170,7 @@ fn state(all: &mut Vec<Series>, instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// Family by family, each with its help and type; those without a series are
-/// left out.
+/// The metrics as text, each with its help and type; those without a series are left out.
 fn text(instance: &str, all: &[Series]) -> String {
     let mut text = String::new();
     for Family { name, kind, help, .. } in families() {
@@ -190,7 +189,7 @@ fn text(instance: &str, all: &[Series]) -> String {
     text
 }
 
-/// A label's value, as it stands between quotes.
+/// Escapes the value of a label, which stands between quotes.
 fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

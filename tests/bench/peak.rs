@@ -32,9 +32,6 @@ use std::time::Instant;
 use bmc::command::bench::net::attach;
 use bmc::command::bench::report::median;
 use bmc::command::bench::report::ratio;
-use bmc::skel::flood::FloodSkel;
-use bmc::skel::flood::FloodSkelBuilder;
-use bmc::skel::flood::types::bmc_flood;
 use common::Bmc;
 use common::Memcached;
 use common::Net;
@@ -57,6 +54,17 @@ use nix::sched::setns;
 use nix::time::ClockId;
 use nix::time::clock_gettime;
 use packet::Flow;
+
+use flood::types::bmc_flood;
+use flood::{FloodSkel, FloodSkelBuilder};
+
+/// The skeleton of `bpf/flood.bpf.c`, generated.
+mod flood {
+    #![allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, unsafe_code)]
+    #![allow(dead_code, missing_docs, unreachable_pub)]
+
+    include!(concat!(env!("OUT_DIR"), "/flood.skel.rs"));
+}
 
 /// The device, at either end, with its addresses.
 const DEVICE: &str = "flood";

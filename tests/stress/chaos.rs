@@ -17,7 +17,6 @@ use std::time::Instant;
 use bmc::host::facts;
 use bmc::host::sys::LinkType;
 use bmc::host::sys::link_create;
-use bmc::skel::chaos::ChaosSkelBuilder;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
@@ -37,6 +36,16 @@ use crate::common::Namespace;
 use crate::common::Net;
 use crate::common::Rng;
 use crate::common::run;
+
+use skeleton::ChaosSkelBuilder;
+
+/// The skeleton of `bpf/chaos.bpf.c`, generated.
+mod skeleton {
+    #![allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, unsafe_code)]
+    #![allow(dead_code, missing_docs, unreachable_pub)]
+
+    include!(concat!(env!("OUT_DIR"), "/chaos.skel.rs"));
+}
 
 /// What can happen to a packet, as in `bpf/chaos.bpf.c`.
 pub const FAULTS: [&str; 3] = ["loss", "copy", "detour"];

@@ -1,37 +1,37 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What is measured.
+//! The cases: loads to measure.
 
-/// Keys of the cases that are about the cost of one request: they fit any cache.
+/// Number of keys in the cases that measure the cost of a request: few enough for any cache.
 const KEYS: usize = 4096;
 
-/// Memory of bmc in the cases that have more keys than it holds. It bounds how
-/// long memcached takes to be filled.
+/// Memory of bmc in the cases that have more keys than it holds. It is small, so that memcached
+/// can be filled quickly.
 const ZIPF_MEMORY: u64 = 16 << 20;
 
-/// What a key of 16 bytes with a value of 32 takes of it.
+/// The memory that a key of 16 bytes with a value of 32 takes.
 const ITEM: u64 = 120;
 
-/// What a case compares, besides memcached alone and bmc.
+/// What a case compares with memcached alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum About {
     /// The modes of bmc.
     Modes,
-    /// How memcached's workers get what comes over UDP.
+    /// The ways in which memcached's workers get datagrams.
     Sockets,
 }
 
 /// A load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Case {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// What it is.
+    /// What it measures.
     pub description: &'static str,
-    /// How many keys there are.
+    /// The number of keys.
     pub keys: usize,
     /// Whether memcached has them.
     pub present: bool,
-    /// Whether some are asked for more often: Zipf, 0.99. Else all alike.
+    /// Whether the popularity of keys has a Zipf distribution (0.99); else it is uniform.
     pub zipf: bool,
     /// Bytes of each value.
     pub value: usize,
@@ -47,13 +47,13 @@ pub struct Case {
     pub flows: usize,
     /// Threads of memcached, each with a CPU of its own.
     pub workers: usize,
-    /// What is set side by side.
+    /// What is compared.
     pub about: About,
-    /// Bytes of memory for bmc, if not as `--memory` says.
+    /// Bytes of memory for bmc, instead of `--memory`.
     pub memory: Option<u64>,
 }
 
-/// GETs over UDP, each of a key that is there.
+/// GETs over UDP, all of keys that exist.
 const HITS: Case = Case {
     name: "hits",
     description: "GETs over UDP that all hit; keys of 16 bytes, values of 32",
@@ -93,7 +93,7 @@ const fn workers(
     Case { workers, flows, about: About::Sockets, clients: 2, ..zipf(name, description, 4) }
 }
 
-/// All of them, in the order in which they are measured.
+/// All cases, in the order in which they are measured.
 pub static CASES: [Case; 19] = [
     HITS,
     Case { name: "hits-200", description: "the same with values of 200 bytes", value: 200, ..HITS },

@@ -1,42 +1,25 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! A client that keeps memcached busy and checks every byte that it gets.
+//! A client that keeps memcached busy and checks every byte that it receives.
 //!
-//! Saturating, it keeps [`WINDOW`] requests under way: a reply makes room for
-//! the next request. Paced, it sends at a fixed rate whatever happens, and a
-//! request's latency counts from when it was due, so that a pause of the server
-//! or of the client is the latency of every request that fell into it.
+//! A saturating client keeps [`WINDOW`] requests in flight: each reply makes room for the next
+//! request. A paced client sends at a fixed rate, whatever happens, and measures the latency of a
+//! request from the time at which it was due. So a pause of the server or of the client adds to
+//! the latency of every request that was due meanwhile.
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
-use std::io::IoSlice;
-use std::io::IoSliceMut;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpStream;
-use std::net::UdpSocket;
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::thread::yield_now;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::sys::epoll::Epoll;
-use nix::sys::epoll::EpollCreateFlags;
-use nix::sys::epoll::EpollEvent;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::epoll::EpollTimeout;
-use nix::sys::socket::MsgFlags;
-use nix::sys::socket::MultiHeaders;
-use nix::sys::socket::recvmmsg;
-use nix::sys::socket::sendmmsg;
-use nix::sys::socket::setsockopt;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::sockopt::RcvBufForce;
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmmsg, setsockopt};
 
 use super::cases::Case;
 use super::histogram::Histogram;
@@ -44,20 +27,20 @@ use super::keys::Popularity;
 use super::random::Rng;
 use super::texts::Texts;
 
-/// Requests that a saturating client keeps under way. memcached's UDP socket
-/// holds some 250 of them.
+/// Requests that a saturating client keeps in flight. The buffer of memcached's UDP socket holds
+/// about 250.
 pub const WINDOW: usize = 64;
 
-/// When a reply over UDP is given up.
+/// The time after which a request over UDP counts as lost.
 pub const LOST: Duration = Duration::from_millis(100);
 
-/// TCP connections of a client, where it has any.
+/// TCP connections of a client, if it uses TCP.
 pub const CONNECTIONS: usize = 16;
 
-/// How long the id of a lost request is not used: its reply may be late.
+/// How long the id of a lost request is not reused, because its reply may be late.
 const QUARANTINE: Duration = Duration::from_secs(1);
 
-/// A TCP connection that says nothing for so long is broken.
+/// The time without any reply after which a TCP connection counts as broken.
 const STALLED: Duration = Duration::from_secs(10);
 
 const IDS: u16 = 1024;
@@ -67,29 +50,29 @@ const TCP_MOST: usize = 256;
 const FRAME: usize = 8;
 const DATAGRAM: usize = 2048;
 
-/// What a measurement saw.
+/// The result of a measurement.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Requests that were sent, or were due.
+    /// Requests that were sent or due.
     pub requests: u64,
-    /// Of them, those that got no reply in time.
+    /// Requests without a reply in time.
     pub lost: u64,
-    /// Those that were answered before the end.
+    /// Requests that were answered before the end.
     pub answered: u64,
     /// Keys that GETs asked for.
     pub keys_asked: u64,
     /// Keys of GETs that were answered.
     pub keys_answered: u64,
-    /// Of all that were answered.
+    /// The latencies of all answered requests.
     pub latency: Histogram,
-    /// How long requests were sent.
+    /// The time during which requests were sent.
     pub time: Duration,
-    /// How long the client waited for its CPU meanwhile.
+    /// The time that the client was ready to run but waited for its CPU.
     pub waited: Duration,
 }
 
 impl Outcome {
-    /// Adds what another client saw in the same time.
+    /// Adds the result of another client in the same time.
     pub fn merge(&mut self, other: &Self) {
         self.requests += other.requests;
         self.lost += other.lost;
@@ -101,7 +84,7 @@ impl Outcome {
         self.waited = self.waited.max(other.waited);
     }
 
-    /// Requests answered, a second.
+    /// Answered requests per second.
     pub fn rate(&self) -> f64 {
         self.answered as f64 / self.time.as_secs_f64().max(1e-9)
     }
@@ -110,18 +93,18 @@ impl Outcome {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Free,
-    /// Since then.
+    /// Sent at this time.
     Waiting(Instant),
     Lost,
 }
 
-/// A request over UDP, by its id.
+/// The state of a request id.
 struct Slot {
     state: State,
     due: Instant,
     request: Vec<u8>,
     expected: Vec<u8>,
-    /// How much of that has come.
+    /// The length of the part that has arrived.
     at: usize,
 }
 
@@ -134,28 +117,28 @@ struct Pending {
 struct Connection {
     stream: TcpStream,
     pending: VecDeque<Pending>,
-    /// How much of the first one's reply has come.
+    /// The length of the part of the first pending reply that has arrived.
     at: usize,
     output: Vec<u8>,
 }
 
-/// One thread's worth of load.
+/// A client, for one thread.
 pub struct Client<'a> {
     case: &'a Case,
-    /// A reflector answers with the request.
+    /// Whether the replies are the requests themselves, from a reflector.
     echo: bool,
-    /// Whether memcached needs the CPU that it would wait on.
+    /// Whether to yield the CPU instead of polling, because memcached needs it.
     yields: bool,
     texts: Texts,
     popularity: Popularity,
     rng: Rng,
-    /// Requests leave by one after the other, so many at once as there are.
+    /// The sockets, used in turn, each for as many requests as are ready.
     flows: Vec<UdpSocket>,
     flow: usize,
     flows_ready: Epoll,
     slots: Vec<Slot>,
     free: VecDeque<u16>,
-    /// In the order in which they were made, answered ones among them.
+    /// Ids in the order in which requests were made, including answered ones.
     order: VecDeque<(u16, Instant)>,
     unsent: VecDeque<u16>,
     quarantine: VecDeque<(u16, Instant)>,
@@ -170,9 +153,9 @@ pub struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// Opens its sockets in the network namespace of this thread. `echo` says that
-    /// requests come back as they are, `yields` that the CPU is also memcached's;
-    /// the sequence of keys depends on `seed`.
+    /// Opens its sockets in the network namespace of this thread. `echo` says that replies are the
+    /// requests themselves, `yields` that memcached shares the CPU. The sequence of keys depends
+    /// on `seed`.
     pub fn open(
         case: &'a Case,
         server: SocketAddr,
@@ -234,8 +217,8 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Sends requests for `time`: `rate` a second, or as many as are answered.
-    /// Returns when each was answered or is lost.
+    /// Sends requests for `time`: `rate` per second, or as many as are answered. Returns when every
+    /// request was answered or is lost.
     pub fn run(&mut self, rate: Option<f64>, time: Duration) -> Result<Outcome> {
         let mut headers = MultiHeaders::preallocate(BATCH, None);
         let mut seen = Outcome::default();
@@ -285,18 +268,18 @@ impl<'a> Client<'a> {
         }
         seen.time = seen.time.max(time);
         seen.waited = cpu_wait(Path::new("/proc/thread-self")).saturating_sub(before);
-        // What could not even be sent in time is lost as well.
+        // Requests that could not even be sent in time are lost as well.
         let unsent = due_by(time).unwrap_or(0).saturating_sub(seen.requests);
         seen.requests += unsent;
         seen.lost += unsent;
         Ok(seen)
     }
 
-    /// Makes a request; returns how many keys it asks for.
+    /// Prepares a request and returns the number of its keys.
     fn ask(&mut self, now: Instant, due: Instant) -> u64 {
         let Case { keys, present, multi, sets, .. } = *self.case;
         let first = self.popularity.pick(&mut self.rng);
-        // Keys that are not there come behind those that might be.
+        // The numbers of absent keys are above those of keys that may exist.
         let offset = if present { 0 } else { keys };
         let numbers = (0..multi).map(|i| (first + i) % keys + offset);
         let is_set = sets > 0 && self.rng.chance(sets as usize);
@@ -341,7 +324,7 @@ impl<'a> Client<'a> {
         multi as u64
     }
 
-    /// Sends what the sockets take.
+    /// Sends as much as the sockets accept.
     fn send(&mut self, headers: &mut MultiHeaders<()>) -> Result<()> {
         while !self.unsent.is_empty() {
             self.flow = (self.flow + 1) % self.flows.len();
@@ -378,7 +361,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Takes replies over UDP; whether that was all.
+    /// Receives replies over UDP. Returns whether the sockets are empty.
     fn receive(&mut self, headers: &mut MultiHeaders<()>, seen: &mut Outcome) -> Result<bool> {
         if self.waiting == 0 && self.quarantine.is_empty() {
             return Ok(true);
@@ -398,7 +381,7 @@ impl<'a> Client<'a> {
         Ok(is_drained)
     }
 
-    /// The same by one socket.
+    /// The same for one socket.
     fn receive_flow(
         &mut self,
         flow: usize,
@@ -431,7 +414,7 @@ impl<'a> Client<'a> {
         Ok(received < BATCH)
     }
 
-    /// Takes one datagram.
+    /// Handles a datagram.
     fn take(&mut self, i: usize, length: usize, now: Instant, seen: &mut Outcome) -> Result<()> {
         let datagram = &self.input[i][..length];
         let Some((frame, text)) = datagram.split_at_checked(FRAME) else {
@@ -455,7 +438,7 @@ impl<'a> Client<'a> {
                     datagram.escape_ascii()
                 );
             }
-            // A datagram of the reply got lost, so the rest is of no use.
+            // Another datagram of this reply was lost, so this one is useless.
             return Ok(());
         }
         slot.at += text.len();
@@ -469,7 +452,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Takes replies over TCP.
+    /// Receives replies over TCP.
     fn receive_streams(&mut self, seen: &mut Outcome) -> Result<()> {
         if self.tcp_waiting == 0 {
             return Ok(());
@@ -515,7 +498,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Gives up what has waited too long; returns how many.
+    /// Gives up requests that have waited too long, and returns their number.
     fn expire(&mut self, now: Instant) -> u64 {
         let mut lost = 0;
         while let Some(&(id, since)) = self.order.front() {
@@ -544,8 +527,8 @@ impl<'a> Client<'a> {
     }
 }
 
-/// How long a thread, by its directory in /proc, was ready to run and did not. Zero
-/// if the kernel does not tell.
+/// How long a thread, given by its directory in /proc, was ready to run but waited for a CPU; zero
+/// if the kernel does not report it.
 pub fn cpu_wait(thread: &Path) -> Duration {
     let text = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
     let nanos = text.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());

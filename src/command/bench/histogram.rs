@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! Latencies, counted in buckets whose width grows with their value.
+//! A histogram of latencies, whose buckets grow wider with the latency.
 
 use std::time::Duration;
 
-/// Buckets of each power of two: a bucket is at most a 64th of its values wide.
+/// Each power of two is split into 64 buckets, so a bucket is at most a 64th of its values wide.
 const BITS: u32 = 6;
 const SPLIT: u64 = 1 << BITS;
 const BUCKETS: usize = (SPLIT as usize) * (64 - BITS as usize + 1);
 
-/// The percentiles that are reported; the last stands for the largest value,
-/// which is exact.
+/// The percentiles that are reported. The last is the maximum, which is exact.
 pub const PERCENTILES: [(&str, f64); 5] =
     [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("max", 100.0)];
 
-/// Counts times. A percentile is too large by a 64th at most, never too small.
+/// A histogram. Percentiles may be up to a 64th too large, but never too small.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     counts: Vec<u64>,
@@ -28,7 +27,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one.
+    /// Adds a time.
     pub fn add(&mut self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(ns)] += 1;
@@ -36,12 +35,12 @@ impl Histogram {
         self.max = self.max.max(ns);
     }
 
-    /// How many were counted.
+    /// The number of times that were added.
     pub fn count(&self) -> u64 {
         self.total
     }
 
-    /// Counts what another has counted.
+    /// Adds the times of another histogram.
     pub fn merge(&mut self, other: &Self) {
         for (to, from) in self.counts.iter_mut().zip(&other.counts) {
             *to += from;
@@ -50,7 +49,7 @@ impl Histogram {
         self.max = self.max.max(other.max);
     }
 
-    /// The time, in microseconds, that `percent` (0 to 100) of all do not exceed.
+    /// The percentile for `percent` from 0 to 100, in microseconds.
     pub fn percentile(&self, percent: f64) -> f64 {
         let rank = (self.total as f64 * percent / 100.0).ceil() as u64;
         let mut seen = 0;

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! Which key is asked for next.
+//! Chooses the keys of requests.
 
 use super::random::Rng;
 
 const THETA: f64 = 0.99;
 
-/// How often each key is asked for.
+/// The popularity of keys.
 pub struct Popularity {
     keys: usize,
     zipf: Option<Zipf>,
 }
 
-/// The n-th key n^-0.99 times as often as the first, drawn as Gray et al. do
-/// ("Quickly generating billion-record synthetic databases", 1994).
+/// A Zipf distribution: the n-th key is n^-0.99 times as frequent as the first. It is sampled by
+/// the method of Gray et al., "Quickly generating billion-record synthetic databases", 1994.
 struct Zipf {
     zeta: f64,
     eta: f64,
 }
 
 impl Popularity {
-    /// All alike, or by Zipf.
+    /// A uniform distribution, or a Zipf distribution.
     pub fn new(keys: usize, zipf: bool) -> Self {
         let zeta = |n: usize| (1..=n).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
         let zipf = zipf.then(|| {
@@ -30,7 +30,7 @@ impl Popularity {
         Self { keys, zipf }
     }
 
-    /// The number of a key, from 0.
+    /// Picks the number of a key, from 0.
     pub fn pick(&self, rng: &mut Rng) -> usize {
         let Some(Zipf { zeta, eta }) = self.zipf else { return rng.below(self.keys) };
         let part = rng.part();

@@ -22,33 +22,33 @@ use crate::load::options::Mode;
 use crate::message;
 use crate::view::counters::Sample;
 
-/// After it was attached bmc trusts nothing for a second, and takes connections
-/// that are used meanwhile for ones that it has not seen from their start.
+/// How long to wait after bmc was attached. For a second it gives no leases, and connections that
+/// are used meanwhile count as ones whose start it has not seen.
 pub const SETTLED: Duration = Duration::from_millis(1500);
 
-/// Before each measurement, uncounted.
+/// The load before each measurement, which is not measured.
 const WARM_UP: Duration = Duration::from_millis(50);
 
-/// A cache is warm when its hit ratio differs by so little from one of these
-/// spans of time to the next, or after so many of them.
+/// A cache is warm when its hit ratio is stable from one span of time to the next, or after a
+/// number of spans.
 const SPAN: Duration = Duration::from_millis(400);
 const SPANS: u32 = 30;
 const STABLE: f64 = 0.005;
 
-/// By then bmc has seen for ten seconds whether it pays to be awake: if too much goes over
-/// TCP, it sleeps.
+/// By then bmc has compared UDP and TCP load for ten seconds, and sleeps if too little goes over
+/// UDP.
 const DECIDED: Duration = Duration::from_secs(12);
 
-/// Which CPUs do what.
+/// The CPUs of memcached and of the clients.
 pub struct Cpus {
-    /// Of memcached's workers.
+    /// The CPUs of memcached's workers.
     workers: Vec<usize>,
-    /// Of the clients, in their order.
+    /// The CPU of each client.
     clients: Vec<usize>,
 }
 
 impl Cpus {
-    /// Chooses among those that this process may use.
+    /// Chooses among the CPUs that this process may use.
     pub fn choose() -> Result<Self> {
         let (workers, clients) = match net::cpus()?[..] {
             [] => bail!("there is no CPU to run on"),
@@ -65,7 +65,7 @@ impl Cpus {
         case.clients.max(case.workers) <= self.clients.len()
     }
 
-    /// What the report says about them.
+    /// A description for the report.
     pub fn describe(&self) -> String {
         let ([worker, other], [client, second]) = (&self.workers[..], &self.clients[..]) else {
             return format!("memcached and the client share the only CPU, {}", self.workers[0]);
@@ -79,7 +79,7 @@ impl Cpus {
 
 /// Measures cases, one after the other.
 pub struct Bench<'a> {
-    /// What the user wants.
+    /// What to measure.
     pub options: &'a Options,
     /// The network that it is measured on.
     pub net: Net,
@@ -162,7 +162,7 @@ impl Bench<'_> {
         Ok(Attached(side.name()))
     }
 
-    /// All sides in turns; each round another one begins.
+    /// Measures all sides in turn. Each round starts with another side.
     fn rounds(
         &self,
         load: Load,
@@ -229,7 +229,7 @@ impl<'a> Lane<'a> {
         })
     }
 
-    /// Fills the cache with what the load asks for.
+    /// Fills the cache by the load itself.
     fn warm_up(&mut self) -> Result<()> {
         if self.case.multi > 1 && self.side.mode().is_some() {
             // Only the reply to a GET of one key becomes an entry.
@@ -251,7 +251,7 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Keys that bmc found, and those that it looked up.
+    /// The numbers of keys that bmc found and looked up.
     fn counters(&self) -> Result<(u64, u64)> {
         if self.side.mode().is_none() {
             return Ok((0, 0));
@@ -281,8 +281,7 @@ impl<'a> Lane<'a> {
     }
 }
 
-/// Fails unless each answer has one who gave it: bmc `hits` keys, memcached
-/// `gets`.
+/// Fails unless the counters explain every answer: bmc answered `hits` keys, memcached `gets`.
 fn prove(side: Side, seen: &Outcome, hits: u64, gets: u64) -> Result<()> {
     let Outcome { keys_asked, keys_answered, .. } = *seen;
     let counted = format!(

@@ -1,57 +1,45 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! A network that is there only as long as this process: two namespaces without
-//! a name, and veth pairs between them.
+//! A network that lives only as long as this process: two anonymous network namespaces, connected
+//! by veth pairs.
 //!
-//! The main thread lives in the server's namespaces (memcached and bmc are
-//! started from it), each client in a thread of its own in the client's. All
-//! that has a name is in a mount namespace that nobody else sees. So nothing has
-//! to be removed at the end, and nothing stays however this process ends.
+//! The main thread is in the server's namespace, where it starts memcached and bmc. Each client has
+//! a thread in the client's namespace. The pins are in a private mount namespace. So nothing has to
+//! be removed at the end, however this process ends.
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context as _, Result, bail};
 use libbpf_rs::Link;
-use libbpf_rs::skel::OpenSkel as _;
-use libbpf_rs::skel::SkelBuilder as _;
-use nix::mount::MsFlags;
-use nix::mount::mount;
-use nix::sched::CloneFlags;
-use nix::sched::CpuSet;
-use nix::sched::sched_getaffinity;
-use nix::sched::sched_setaffinity;
-use nix::sched::setns;
-use nix::sched::unshare;
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
 
 use crate::host::facts;
 use crate::skel::bench::BenchSkelBuilder;
 
-/// Where memcached listens. `bmc_echo` knows it too.
+/// The port of memcached. `bmc_echo` has the same constant.
 pub const PORT: u16 = 11211;
 
 /// The client's side of the network.
 pub struct Net {
     client: Namespace,
-    /// Programs stay attached as long as their links.
+    /// The links keep the programs attached.
     #[expect(dead_code, reason = "held, not used")]
     links: Vec<Link>,
 }
 
 impl Net {
-    /// Leaves the machine's namespaces for new ones and makes a veth pair for
-    /// each name; the one named `echo` answers by itself.
+    /// Enters new namespaces and makes a veth pair for each name. The one named `echo` gets a
+    /// program that answers.
     pub fn new(names: &[&str], echo: &str) -> Result<Self> {
         enter_new(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
         hide_mounts().context("cannot make a mount namespace of its own")?;
@@ -63,8 +51,8 @@ impl Net {
             ip(&format!("link add {name} type veth peer name {name} netns {netns}"))
                 .context("cannot make a veth pair (does the kernel have CONFIG_VETH?)")?;
             set_up(name, pair, 1)?;
-            // A veth takes frames that XDP sends from the other end only when it
-            // has an XDP program too. All have it, to be alike.
+            // A veth accepts frames that XDP sends from the other end only while it has an XDP
+            // program itself. All pairs get one, to be comparable.
             links.push(client.within(|| {
                 set_up(name, pair, 2)?;
                 attach(name, false)
@@ -76,14 +64,13 @@ impl Net {
         Ok(Self { client, links })
     }
 
-    /// The address, on one of the pairs by its place, of a memcached that listens
-    /// on a port.
+    /// The address of a memcached that listens on a port, on the pair with this number.
     pub fn server(pair: usize, port: u16) -> SocketAddr {
         (address(pair, 1), port).into()
     }
 
-    /// Runs a closure on the client's side, on one CPU if that is given. A
-    /// socket that it opens stays there.
+    /// Runs a closure in the client's namespace, pinned to a CPU if one is given. Sockets that it
+    /// opens stay in that namespace.
     pub fn within<T: Send>(
         &self,
         cpu: Option<usize>,
@@ -118,7 +105,7 @@ impl Namespace {
     }
 }
 
-/// Runs a closure in a thread, as a namespace is a thread's.
+/// Runs a closure in a new thread, because each thread has its own network namespace.
 fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         thread::Builder::new()
@@ -135,8 +122,7 @@ fn enter_new(namespaces: CloneFlags) -> Result<()> {
         .context("cannot make namespaces (in a container? it needs CAP_SYS_ADMIN)")
 }
 
-/// Has what is mounted from now on seen by nobody else, and mounts a bpffs that
-/// holds none of the machine's.
+/// Hides later mounts from other processes, and mounts an empty bpffs.
 fn hide_mounts() -> Result<()> {
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(io::Error::from)?;
@@ -166,7 +152,7 @@ fn ip(arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the program that answers, or the one that passes everything.
+/// Attaches the program that answers, or the one that passes all packets.
 pub fn attach(device: &str, answers: bool) -> Result<Link> {
     let mut storage = MaybeUninit::uninit();
     let skel = BenchSkelBuilder::default().open(&mut storage)?.load();
@@ -182,7 +168,7 @@ pub fn cpus() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect())
 }
 
-/// Keeps this thread, and what it starts, on these CPUs.
+/// Pins this thread, and the processes that it starts, to these CPUs.
 pub fn pin(cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
     cpus.iter()

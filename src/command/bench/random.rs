@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! Random numbers that can be had again.
+//! Reproducible pseudorandom numbers.
 
 /// A generator, xorshift64* (Vigna, "An experimental exploration of Marsaglia's
 /// xorshift generators, scrambled", 2016). Equal seeds give equal sequences.
@@ -7,13 +7,13 @@
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator of a seed.
+    /// A generator with a seed.
     pub fn new(seed: u64) -> Self {
-        // Zero is the one state it cannot leave.
+        // The state must not be zero.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// The next number, any of 64 bits but zero.
+    /// A 64-bit number other than zero.
     pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -27,12 +27,12 @@ impl Rng {
         ((self.number() >> 33) as usize * bound) >> 31
     }
 
-    /// From 0 to below 1.
+    /// A number from 0 to below 1.
     pub fn part(&mut self) -> f64 {
         (self.number() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// True `percent` times out of a hundred.
+    /// True with a probability of `percent` in a hundred.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

@@ -16,7 +16,7 @@ use super::{client, server};
 use crate::format::grouped;
 use crate::host::facts;
 
-/// What was measured on, and what.
+/// The machine and the memcached of a measurement.
 pub struct Machine {
     cpu: String,
     cpus: usize,
@@ -25,7 +25,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Asks the kernel; memcached's version is known.
+    /// Asks the kernel about the machine.
     pub fn look(memcached: String) -> Result<Self> {
         let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -45,20 +45,20 @@ impl fmt::Display for Machine {
     }
 }
 
-/// How it was measured.
+/// How the measurement was made.
 pub struct Settings<'a> {
     /// The options.
     pub options: &'a Options,
-    /// Which CPU does what.
+    /// Which CPUs were used for what.
     pub wiring: String,
 }
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
-    /// Answered requests a second.
+    /// Answered requests per second.
     pub rate: f64,
-    /// As [`PERCENTILES`], in microseconds.
+    /// The [`PERCENTILES`] of the latency, in microseconds.
     pub latency: [f64; PERCENTILES.len()],
     /// Keys that bmc looked up.
     pub lookups: u64,
@@ -68,8 +68,8 @@ pub struct Turn {
     pub requests: u64,
     /// Requests without a reply.
     pub lost: u64,
-    /// The share of the time in which the client, or memcached if that is more,
-    /// was ready to run and the CPU was another's.
+    /// The share of the time during which the client or memcached, whichever is more, was ready to
+    /// run but waited for the CPU.
     pub waited: f64,
 }
 
@@ -87,9 +87,9 @@ impl fmt::Display for Turn {
     }
 }
 
-/// One side under one load: medians of the rounds; requests of all.
+/// One side under one load: medians over the rounds, and sums of requests.
 pub struct Row {
-    /// Answered requests a second.
+    /// Answered requests per second.
     pub rate: f64,
     side: Side,
     load: Load,
@@ -101,7 +101,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Of the rounds' measurements.
+    /// Summarizes the measurements of the rounds.
     pub fn new(side: Side, load: Load, turns: &[Turn]) -> Self {
         let sum = |of: fn(&Turn) -> u64| turns.iter().map(of).sum::<u64>();
         Self {
@@ -119,11 +119,11 @@ impl Row {
 
 /// A case, measured or not.
 pub struct Measured {
-    /// Which.
+    /// The case.
     pub case: &'static Case,
     /// Why it was not measured.
     pub skipped: Option<String>,
-    /// All sides, saturated before paced.
+    /// The results of all sides, first saturated, then paced.
     pub rows: Vec<Row>,
 }
 
@@ -133,19 +133,19 @@ impl Measured {
         self.rows.iter().find(is_it).map(|row| row.rate)
     }
 
-    /// How much more a side can do than memcached alone.
+    /// The rate of a side relative to memcached alone.
     fn gain(&self, side: Side) -> Option<f64> {
         let base = self.saturated(Side::Without).filter(|rate| *rate > 0.0)?;
         Some(self.saturated(side)? / base)
     }
 }
 
-/// A part of a whole that may be nothing.
+/// `part / of`, or 0 if `of` is 0.
 pub fn ratio(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { part as f64 / of as f64 }
 }
 
-/// The middle one, or what is midway between the middle two; of nothing 0.
+/// The median; 0 of nothing.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -156,7 +156,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// `--list`.
+/// Prints the list of cases.
 pub fn list(out: &mut impl Write) -> Result<()> {
     for case in &CASES {
         writeln!(out, "{:<10} {}", case.name, case.description)?;
@@ -164,7 +164,7 @@ pub fn list(out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// For people.
+/// The report as a table.
 pub fn table(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> String {
     let mut text = header(machine, settings);
     for measured in all {
@@ -226,7 +226,7 @@ fn header(machine: &Machine, settings: &Settings<'_>) -> String {
     )
 }
 
-/// `--json`.
+/// The report as JSON.
 pub fn json(machine: &Machine, settings: &Settings<'_>, all: &[Measured]) -> Value {
     let Settings { options, wiring } = settings;
     json!({
@@ -287,7 +287,7 @@ fn row_json(row: &Row) -> Value {
     })
 }
 
-/// To so many parts of one.
+/// Rounds to a multiple of `1 / parts`.
 fn rounded(number: f64, parts: f64) -> f64 {
     (number * parts).round() / parts
 }

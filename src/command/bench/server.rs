@@ -2,48 +2,39 @@
 //! The memcached that is measured.
 
 use std::fs;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context as _, Result, bail};
 
 use super::cases::Case;
 use super::client;
-use super::net::Net;
-use super::net::PORT;
+use super::net::{Net, PORT};
 use super::texts::Texts;
 use crate::host::sys;
 use crate::memcached::reuseport::{self, Steer};
 
-/// Its options besides ports and threads: room for every case.
+/// memcached's options besides ports and threads: enough memory for every case.
 pub const OPTIONS: [&str; 2] = ["-m", "1024"];
 
-/// Long enough for anything on one machine.
+/// A time limit for anything that happens on one machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How the workers of a memcached get what comes over UDP.
+/// How the workers of a memcached get datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sockets {
-    /// By one socket for all.
+    /// From one socket for all.
     Shared,
-    /// By one each.
+    /// From a socket each.
     Own(Steer),
 }
 
 impl Sockets {
-    /// Where it listens: all of them can run at the same time.
+    /// The port to listen on. Each kind has its own, so that all can run at the same time.
     pub fn port(self) -> u16 {
         match self {
             Self::Shared => PORT,
@@ -52,15 +43,15 @@ impl Sockets {
     }
 }
 
-/// A memcached; killed when dropped, or when this process ends.
+/// A memcached. It is killed on drop, or when this process ends.
 pub struct Memcached {
     child: Child,
     control: BufReader<TcpStream>,
 }
 
 impl Memcached {
-    /// Starts one where this thread is, and waits until it answers at an address
-    /// that the client reaches it by.
+    /// Starts one in the namespace of this thread, and waits until it answers the client at an
+    /// address.
     pub fn start(
         path: &Path,
         sockets: Sockets,
@@ -69,7 +60,7 @@ impl Memcached {
         at: SocketAddr,
     ) -> Result<Self> {
         let (port, threads) = (sockets.port().to_string(), workers.to_string());
-        // As root: a change of the user would undo that it ends with us.
+        // As root: a change of the user would undo end_with_us().
         let mut command = Command::new(path);
         command.args(["-u", "root", "-p", &port, "-U", &port, "-t", &threads]).args(OPTIONS);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -137,8 +128,8 @@ impl Memcached {
         tasks.into_iter().flatten().flatten().map(|task| client::cpu_wait(&task.path())).sum()
     }
 
-    /// How many keys it was asked for, once it has seen all that was sent to it:
-    /// while something is left, it counts on between two questions.
+    /// The number of keys that it was asked for, after it has processed all requests: until then
+    /// the number grows from one query to the next.
     pub fn gets(&mut self) -> Result<u64> {
         let mut gets = self.stat("cmd_get")?;
         loop {
@@ -171,7 +162,7 @@ impl Memcached {
 
 impl Drop for Memcached {
     fn drop(&mut self) {
-        // Neither matters for a child that has ended.
+        // Both fail if the child has ended, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -10,14 +10,14 @@ use super::server::Sockets;
 use crate::load::options::Mode;
 use crate::memcached::reuseport::Steer;
 
-/// The share of what memcached can do without bmc at which latency is measured.
+/// The rate at which latency is measured, as a share of what memcached alone can do.
 pub const PACE: f64 = 0.7;
 
-/// Entries outlive the measurements, so that these show what a hit is worth and
-/// not how long a turn takes.
+/// The maximum age of entries. They outlive the measurements, whose results thus do not depend on
+/// how long a measurement takes.
 pub const AGE: Duration = Duration::from_secs(3600);
 
-/// What answers.
+/// What answers the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// memcached alone.
@@ -41,7 +41,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// In the order in which they are declared.
+    /// All sides, in the order of their declaration.
     pub const ALL: [Self; 9] = [
         Self::Without,
         Self::Native,
@@ -54,7 +54,7 @@ impl Side {
         Self::ByCpu,
     ];
 
-    /// Those that a case compares.
+    /// The sides that a case compares.
     pub fn of(case: &Case) -> Vec<Self> {
         if case.about == About::Sockets {
             return vec![
@@ -67,14 +67,14 @@ impl Side {
             ];
         }
         let mut sides = vec![Self::Without, Self::Native, Self::Tc, Self::Generic];
-        // A reflector cannot speak TCP.
+        // The reflector speaks no TCP.
         if !case.uses_tcp() {
             sides.push(Self::Reflector);
         }
         sides
     }
 
-    /// The name of it, of its network device and of its instance of bmc.
+    /// Its name, which is also that of its network device and of its instance.
     pub fn name(self) -> &'static str {
         match self {
             Self::Without => "without",
@@ -99,7 +99,7 @@ impl Side {
         }
     }
 
-    /// Where its clients find memcached.
+    /// The address of its memcached.
     pub fn address(self) -> SocketAddr {
         Net::server(self as usize, self.sockets().port())
     }
@@ -115,7 +115,7 @@ impl Side {
     }
 }
 
-/// How requests come.
+/// How clients send requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Load {
     /// As many as are answered.
@@ -125,7 +125,7 @@ pub enum Load {
 }
 
 impl Load {
-    /// What it is called.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Saturated => "saturated",

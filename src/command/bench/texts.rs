@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What is said over the wire.
+//! Requests and replies as text.
 
 use std::io::Write as _;
 
-/// Requests, and what memcached answers.
+/// Makes requests, and the replies that memcached should give.
 pub struct Texts {
     value: Vec<u8>,
 }
@@ -58,7 +58,7 @@ impl Texts {
         to.extend(b"\r\n");
     }
 
-    /// The answer to a GET of keys that are there.
+    /// The reply to a GET of existing keys, without END.
     pub fn items(&self, keys: impl Iterator<Item = usize>, to: &mut Vec<u8>) {
         for key in keys {
             to.extend(b"VALUE ");

@@ -29,18 +29,18 @@ use self::memcached::facts::Memcacheds;
 use self::subject::Subject;
 use crate::instance::lock::Lock;
 
-/// Looks at everything and says what it found.
+/// Makes all checks and prints their findings.
 ///
 /// # Errors
 ///
-/// If something blocks, after all of it was said.
+/// If there is a blocker, after everything was printed.
 pub fn run(
     interfaces: &[String],
     instance: &str,
     as_json: bool,
     out: &mut impl Write,
 ) -> Result<()> {
-    // Held, so that no verb is at work meanwhile. Not for everybody to have.
+    // Keeps other commands from changing things meanwhile. Not every user can take it.
     let lock = Lock::shared();
     let subject = Subject::new(instance, &lock);
 

@@ -3,14 +3,14 @@
 
 use super::finding::{Finding, Level};
 
-/// A line for each finding, and one for its remedy below; lines that a terminal
-/// has no room for are broken.
+/// A line for each finding, and below it one for its remedy. Lines are wrapped at the width of
+/// the terminal.
 pub(crate) fn text(findings: &[Finding], width: Option<usize>, has_colour: bool) -> String {
     const LEVEL: usize = 9;
 
     let longest = findings.iter().map(|finding| finding.about.chars().count()).max();
     let indent = LEVEL + longest.unwrap_or_default() + 2;
-    // What is too narrow for columns has the text below.
+    // On a terminal that is too narrow for columns, the text is below the object.
     let width = width.unwrap_or(usize::MAX);
     let column = if indent > width / 2 { 4 } else { indent };
     let mut text = String::new();
@@ -43,8 +43,7 @@ pub(crate) fn text(findings: &[Finding], width: Option<usize>, has_colour: bool)
     text + &counts.join(", ") + "\n"
 }
 
-/// Breaks a text between words. Its first line has started at the column that
-/// the others are indented to.
+/// Wraps text between words. The first line starts at `column`, to which the others are indented.
 fn wrapped(text: &str, width: usize, column: usize) -> String {
     let mut lines = String::new();
     let mut at = column;

@@ -9,18 +9,18 @@ use crate::host::facts;
 use crate::instance::lock::Lock;
 use crate::instance::{AttachedInterface, Instance};
 
-/// The instance that is asked about.
+/// The instance that doctor is asked about.
 pub(crate) struct Subject<'a> {
     pub(crate) name: &'a str,
-    /// How a command about it starts.
+    /// The start of a command line about it.
     pub(crate) bmc: String,
-    /// It, if it is attached in this network namespace.
+    /// The instance itself, if it is attached in this network namespace.
     pub(crate) own: Option<Instance>,
-    /// What it is attached to then.
+    /// The interfaces that it is attached to.
     pub(crate) attached: Vec<AttachedInterface>,
-    /// Whether it is attached in another one.
+    /// Whether it is attached in another network namespace.
     pub(crate) is_elsewhere: bool,
-    /// Whether instances could not be looked at.
+    /// Whether this process may not look at instances.
     pub(crate) is_hidden: bool,
 }
 
@@ -33,8 +33,8 @@ impl<'a> Subject<'a> {
         Self { name, bmc: bmc(name), own, attached, is_elsewhere, is_hidden: lock.is_err() }
     }
 
-    /// The command that attaches it to these interfaces and to its own, with what there
-    /// is to say of it.
+    /// The command that attaches the instance to these interfaces, and to those that it has
+    /// already, with a comment.
     pub(crate) fn attach(&self, interfaces: &[String], comment: Option<&str>) -> String {
         let own = self.attached.iter().map(|interface| &interface.name[..]);
         let own = own.filter(|name| facts::index_of(name).is_ok());
@@ -50,7 +50,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// How a command about an instance starts.
+/// The start of a command line about an instance.
 pub(crate) fn bmc(instance: &str) -> String {
     if instance == "default" { "bmc".into() } else { format!("bmc --instance {instance}") }
 }

@@ -1,43 +1,27 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! `bmc top`: what is attached, live. On a terminal a screen of it, else a line for
-//! each interval.
+//! `bmc top`: a live view of an instance. On a terminal it is a screen, else a line per interval.
 
 pub mod sample;
 pub mod view;
 
-use std::io;
-use std::io::IsTerminal as _;
-use std::io::Write;
+use std::io::{self, IsTerminal as _, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd as _;
-use std::sync::mpsc;
-use std::sync::mpsc::Receiver;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::poll::PollFd;
-use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::cursor::Show;
-use ratatui::crossterm::event;
-use ratatui::crossterm::event::Event;
-use ratatui::crossterm::event::KeyCode;
-use ratatui::crossterm::event::KeyEvent;
-use ratatui::crossterm::event::KeyEventKind;
-use ratatui::crossterm::event::KeyModifiers;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::execute;
 
 use crate::command::stats::print_line;
 use crate::instance::NotAttached;
-use sample::Snapshot;
-use sample::Watch;
+use sample::{Snapshot, Watch};
 use view::Controls;
 
 /// The options of `bmc top`.
@@ -60,7 +44,7 @@ impl Default for Options {
 /// Shows an instance until a key, a signal or `--count` ends it.
 pub fn run(options: &Options, name: &str, out: &mut impl Write) -> Result<()> {
     let mut watch = Watch::open(name)?;
-    // Rates need a reading before.
+    // Rates need an earlier reading.
     let first = watch.refresh()?;
     let done = if options.json || !io::stdout().is_terminal() {
         lines(options, &mut watch, out)
@@ -74,7 +58,7 @@ pub fn run(options: &Options, name: &str, out: &mut impl Write) -> Result<()> {
 }
 
 fn lines(options: &Options, watch: &mut Watch, out: &mut impl Write) -> Result<()> {
-    // Signals end it as they do other commands, so nothing comes in.
+    // Nothing is sent here: signals end the process.
     let (_input, inputs) = mpsc::channel();
     for line in 0..options.count.unwrap_or(u64::MAX) {
         wait(watch, &inputs, Instant::now() + options.interval)?;
@@ -89,31 +73,31 @@ fn lines(options: &Options, watch: &mut Watch, out: &mut impl Write) -> Result<(
     Ok(())
 }
 
-/// What a screen waits for.
+/// What the screen reacts to.
 enum Input {
     Event(Event),
     End,
 }
 
-/// Gives the terminal back as it was. Where it is gone there is nothing to restore, and
-/// nobody to tell.
+/// Restores the terminal on drop. Errors are ignored: if the terminal is gone, there is nothing
+/// to restore and nobody to tell.
 struct Restore;
 
 impl Drop for Restore {
     fn drop(&mut self) {
         let _ = execute!(io::stdout(), Show);
-        // ratatui has done the rest before a panic's message, which a second time would
-        // have the shell write over.
+        // In a panic, ratatui's hook has done the rest before the message was printed; doing it
+        // again would let the shell overwrite the message.
         if !thread::panicking() {
             let _ = ratatui::try_restore();
         }
     }
 }
 
-/// Works with the terminal, all of it, and gives it back as it was however that ends.
+/// Runs `work` with the whole terminal, and restores the terminal however that ends.
 pub fn on_terminal<T>(work: impl FnOnce(&mut DefaultTerminal) -> Result<T>) -> Result<T> {
     let _restore = Restore;
-    // Its own drop panics where the terminal is gone.
+    // The terminal's own drop panics if the terminal is gone.
     work(&mut ManuallyDrop::new(ratatui::try_init().context("cannot use the terminal")?))
 }
 
@@ -122,7 +106,7 @@ fn screen(options: &Options, watch: &mut Watch, first: Snapshot) -> Result<()> {
     let end = input.clone();
     ctrlc::set_handler(move || _ = end.send(Input::End)).context("cannot wait for signals")?;
     on_terminal(|terminal| {
-        // Both end with the process.
+        // Both threads end with the process.
         let end = input.clone();
         thread::spawn(move || {
             wait_for_hangup();
@@ -140,16 +124,16 @@ fn screen(options: &Options, watch: &mut Watch, first: Snapshot) -> Result<()> {
     })
 }
 
-/// Returns when the terminal is gone, of which crossterm takes no notice: it reads in
-/// vain, again and again. Not everybody gets a signal then.
+/// Returns when the terminal is gone. crossterm does not notice that, and would read in vain for
+/// ever; and not every process gets a signal.
 fn wait_for_hangup() {
     let stdout = io::stdout();
-    // Nothing but its end and errors, which need not be asked for.
+    // Hangups and errors are always reported, so no event has to be requested.
     let mut terminal = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
     while poll(&mut terminal, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
-/// Shows a state after the other until a key, a signal or `--count` ends it.
+/// Shows one snapshot after another until a key, a signal or `--count` ends it.
 fn follow(
     options: &Options,
     watch: &mut Watch,
@@ -190,7 +174,7 @@ fn follow(
     }
 }
 
-/// Takes samples until something comes in; None at the end.
+/// Takes samples until there is input, or until `end`: then `None`.
 fn wait(watch: &mut Watch, inputs: &Receiver<Input>, end: Instant) -> Result<Option<Input>> {
     loop {
         let next = watch.next_sample().min(end);
@@ -205,7 +189,7 @@ fn wait(watch: &mut Watch, inputs: &Receiver<Input>, end: Instant) -> Result<Opt
     }
 }
 
-/// Does what a key is for; false if that is to leave.
+/// Handles a key. Returns false if it is to leave.
 fn press(controls: &mut Controls, key: KeyEvent) -> bool {
     if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
         return false;
@@ -227,7 +211,7 @@ fn press(controls: &mut Controls, key: KeyEvent) -> bool {
     true
 }
 
-/// Intervals in milliseconds that `+` and `-` go through.
+/// The intervals that `+` and `-` step through, in milliseconds.
 const INTERVALS: [u64; 9] = [100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000];
 
 fn longer(than: Duration) -> Duration {

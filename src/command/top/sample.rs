@@ -1,31 +1,22 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What `bmc top` shows: two readings a refresh apart, and between them samples of
-//! which keys are asked for.
+//! What `bmc top` shows: the difference of two readings, and samples in between of the keys that
+//! are requested.
 //!
-//! No program counts requests by key: a hit would pay for it. But each CPU keeps the
-//! hash of the key that it was asked for last. Looked at now and then it stands for
-//! all GETs that this CPU got since: their number is known. Of a GET with several keys
-//! the last stands for it. So what this costs depends neither on the load nor on the
-//! size of the cache.
+//! The programs do not count requests by key, because that would slow hits down. But each CPU
+//! stores the hash of the key that was requested last. bmc top reads these hashes periodically,
+//! and lets each stand for all GETs that its CPU received since the last sample: their number is
+//! known. A GET of several keys counts for its last key. The cost of sampling thus depends
+//! neither on the load nor on the size of the cache.
 
-use std::collections::HashMap;
-use std::collections::VecDeque;
-use std::hash::BuildHasher as _;
-use std::hash::RandomState;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::mem::offset_of;
 use std::ops::Range;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use anyhow::Result;
-use anyhow::bail;
-use libbpf_rs::MapCore as _;
-use libbpf_rs::MapFlags;
-use libbpf_rs::MapHandle;
-use serde_json::Map;
-use serde_json::Value;
-use serde_json::json;
+use anyhow::{Context as _, Result, bail};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use serde_json::{Map, Value, json};
 
 use crate::abi::types::bmc_scratch;
 use crate::format::{escaped, tenths};
@@ -48,23 +39,23 @@ pub const FIGURES: [(&str, &str); 5] = [
     ("invalidations", "invalidations"),
 ];
 
-/// Intervals that are remembered.
+/// The number of intervals in the history.
 const HISTORY: usize = 512;
 
-/// Keys that are shown at most.
+/// The most keys that are shown.
 const KEYS: usize = 64;
 
-/// Keys that are told apart at most; a short memory is as good for the hottest.
+/// The most keys that are counted; that is plenty to find the hottest.
 const TOLD_APART: usize = 8192;
 
-/// A sample counts half after this time.
+/// The time after which a sample counts half.
 const HALF_LIFE: Duration = Duration::from_secs(5);
 
-/// From sample to sample, in microseconds: at random within these, or a client that
-/// asks for its keys in turn would be met at the same ones again and again.
+/// The range of the random pauses between samples, in microseconds. Fixed pauses would always
+/// meet a client that cycles through its keys at the same keys.
 const PAUSE: Range<u64> = 5_000..15_000;
 
-/// A sample copies 4 KB from each CPU: this many CPUs for each [`PAUSE`].
+/// A sample copies 4 KB from each CPU. For each further such number of CPUs, a [`PAUSE`] is added.
 const CPUS: usize = 32;
 
 /// Everything that is shown.
@@ -72,77 +63,77 @@ const CPUS: usize = 32;
 pub struct Snapshot {
     /// The instance's name.
     pub instance: String,
-    /// What the cache does.
+    /// What the cache is doing.
     pub activity: Activity,
-    /// Since it was attached.
+    /// The time since it was attached.
     pub up: Option<Duration>,
-    /// What it is attached to, but for the loopback.
+    /// The interfaces that it is attached to, without the loopback.
     pub interfaces: Vec<AttachedInterface>,
-    /// Whether that is watched.
+    /// Whether the loopback is watched.
     pub loopback: bool,
     /// Bytes that its maps lock.
     pub locked: u64,
     /// `--memory`, in bytes.
     pub memory: u64,
-    /// What became of the memory for slots.
+    /// How the memory for slots is divided.
     pub classes: Vec<Class>,
-    /// Since the refresh before; none at the first.
+    /// The rates since the last refresh; `None` at the first.
     pub rates: Option<Rates>,
     /// Hit ratios in percent, oldest first.
     pub ratios: VecDeque<u64>,
-    /// The [`FIGURES`], a second, oldest first.
+    /// The rates of the [`FIGURES`], oldest first.
     pub history: [VecDeque<u64>; FIGURES.len()],
-    /// The same as `rates` for each CPU.
+    /// The rates of each CPU.
     pub cpus: Vec<Rates>,
-    /// Since the refresh before.
+    /// What each program has cost since the last refresh.
     pub programs: Vec<Cost>,
-    /// Whether the kernel measures what they cost.
+    /// Whether the kernel measures the cost of programs.
     pub is_measured: bool,
-    /// The hottest first.
+    /// The hottest keys, hottest first.
     pub keys: Vec<HotKey>,
-    /// Samples that these come from.
+    /// The number of samples behind `keys`.
     pub samples: u64,
 }
 
-/// What a program cost since the refresh before.
+/// What a program has cost since the last refresh.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cost {
     /// Its name.
     pub name: String,
-    /// Runs a second, if they are counted.
+    /// Runs per second; `None` if they are not counted.
     pub runs: Option<f64>,
-    /// Nanoseconds of a run, if it ran.
+    /// Nanoseconds per run; `None` if it did not run.
     pub ns: Option<u64>,
 }
 
-/// A key that is asked for often.
+/// A key that is requested often.
 #[derive(Clone, Debug)]
 pub struct HotKey {
-    /// What is cached of it.
+    /// Its entry in the cache.
     pub entry: Entry,
-    /// Requests a second, estimated.
+    /// Estimated requests per second.
     pub rate: f64,
-    /// Percentage of all requests, likewise.
+    /// Estimated percentage of all requests.
     pub share: f64,
 }
 
 impl Snapshot {
-    /// The titles of [`Snapshot::line`].
+    /// The titles of the columns of [`Snapshot::line`].
     pub fn title() -> String {
         format!("{}  hottest key", Rates::TITLE)
     }
 
-    /// In one line: the rates, and the hottest key.
+    /// The rates and the hottest key in one line.
     pub fn line(&self) -> String {
         let key = self.keys.first().map_or("-".into(), |hot| escaped(&hot.entry.key));
         format!("{}  {key}", self.rates.as_ref().map_or_else(String::new, Rates::line))
     }
 
-    /// As one object; null is what is not known.
+    /// A JSON object, with null for what is unknown.
     ///
     /// # Panics
     ///
-    /// If an entry were not written as JSON.
+    /// If [`Entry::to_json`] is not JSON.
     pub fn to_json(&self) -> Value {
         let programs = self
             .programs
@@ -178,7 +169,7 @@ impl Snapshot {
     }
 }
 
-/// An attached instance that is looked at again and again.
+/// An instance that is watched.
 pub struct Watch {
     name: String,
     maps: Maps,
@@ -191,17 +182,17 @@ pub struct Watch {
     history: [VecDeque<u64>; FIGURES.len()],
 }
 
-/// Two of an attachment's maps.
+/// The maps that are sampled.
 struct Maps {
     pins: Pins,
     identity: Option<u64>,
     stats: MapHandle,
     scratch: MapHandle,
-    /// GETs that each CPU had got at the last sample.
+    /// The number of GETs of each CPU at the last sample.
     counts: Vec<u64>,
 }
 
-/// What only grows.
+/// A reading of everything that only grows.
 struct Reading {
     counters: counters::Sample,
     programs: Vec<ProgInfo>,
@@ -228,11 +219,11 @@ impl Watch {
         self.next
     }
 
-    /// Looks at what each CPU was asked for last. Fails when the instance is gone.
+    /// Samples the key that was requested last on each CPU. Fails if the instance is gone.
     pub fn sample(&mut self) -> Result<()> {
         if !self.maps.are_current() {
             self.maps = Maps::open(&Instance::open(&self.name)?.0)?;
-            // Hashes are another attachment's otherwise.
+            // The hashes of another attachment have other seeds.
             self.asked = Asked::default();
         }
         let now = Instant::now();
@@ -246,7 +237,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads everything anew.
+    /// Reads everything again.
     pub fn refresh(&mut self) -> Result<Snapshot> {
         let (instance, _lock) = Instance::open(&self.name)?;
         let reading = Reading {
@@ -293,22 +284,22 @@ impl Watch {
     }
 }
 
-/// How much of the time since the last sample this one stands for: one that is late
-/// must not outweigh the others.
+/// The share of the time since the last sample that this sample stands for. It is limited, so that
+/// a late sample does not outweigh the others.
 fn part(since: Duration, planned: Duration) -> f64 {
     let most = planned.max(Duration::from_micros(PAUSE.start)) * 2;
     (most.as_secs_f64() / since.as_secs_f64().max(1e-9)).min(1.0)
 }
 
-/// Another time each time.
+/// A random pause.
 fn pause() -> Duration {
     let random = RandomState::new().hash_one(());
     Duration::from_micros(PAUSE.start + random % (PAUSE.end - PAUSE.start))
 }
 
 impl Cost {
-    /// Of a program, within so many seconds if it is measured, since it was among
-    /// others.
+    /// The cost of a program since `before`, `seconds` ago; those are `None` if nothing is
+    /// measured.
     fn since(before: &[ProgInfo], now: &ProgInfo, seconds: Option<f64>) -> Self {
         let before = before.iter().find(|before| before.id == now.id);
         let measured = before.zip(seconds).map(|(before, seconds)| {
@@ -333,7 +324,7 @@ fn remember(history: &mut VecDeque<u64>, number: f64) {
 
 impl Maps {
     fn open(instance: &Instance) -> Result<Self> {
-        // Fails for another version's.
+        // Fails if another version made the maps.
         instance.config()?;
         let scratch = instance.pins.map("scratch")?;
         if scratch.value_size() as usize != size_of::<bmc_scratch>() {
@@ -354,15 +345,15 @@ impl Maps {
         })
     }
 
-    /// Whether they are those of the attachment that there is now, if any.
+    /// Whether they belong to the present attachment.
     fn are_current(&self) -> bool {
         self.identity.is_some() && self.pins.identity() == self.identity
     }
 
-    /// For each CPU that was asked for something since it was last looked at: the hash
-    /// of its last key, and how many GETs there were.
+    /// For each CPU with requests since the last sample: the hash of the last key, and the number
+    /// of GETs.
     fn sample(&mut self) -> Result<Vec<(u64, u64)>> {
-        // In this order: the last key may not be counted yet, and is then next time.
+        // The counters are read first. A key that is not counted yet is counted next time.
         let counts = gets(&self.stats)?;
         let before = std::mem::replace(&mut self.counts, counts);
         if before == self.counts {
@@ -380,7 +371,7 @@ impl Maps {
     }
 }
 
-/// The kernel copies words whole, so it is of one key.
+/// The hash in a CPU's scratch area. The kernel copies words atomically, so it is never torn.
 fn last_hash(scratch: &[u8]) -> Option<u64> {
     let bytes = scratch.get(offset_of!(bmc_scratch, hash)..)?.first_chunk()?;
     Some(u64::from_ne_bytes(*bytes))
@@ -391,7 +382,7 @@ fn gets(stats: &MapHandle) -> Result<Vec<u64>> {
     Ok(sample.cpus().iter().map(|cpu| cpu.get("get_requests")).collect())
 }
 
-/// How often keys were asked for, by their hashes; less for what is long ago.
+/// How often keys were requested, by hash. Older requests count less.
 #[derive(Debug, Default)]
 struct Asked {
     keys: HashMap<u64, f64>,
@@ -410,14 +401,14 @@ impl Asked {
         }
     }
 
-    /// The keys asked for most first.
+    /// The hashes, the most requested first.
     fn by_count(&self) -> Vec<(u64, f64)> {
         let mut keys: Vec<_> = self.keys.iter().map(|(hash, count)| (*hash, *count)).collect();
         keys.sort_unstable_by(|(a, one), (b, other)| other.total_cmp(one).then(a.cmp(b)));
         keys
     }
 
-    /// The keys asked for most, as far as `find` knows an entry.
+    /// The most requested keys, as far as `find` finds entries for them.
     fn hottest(&self, find: impl Fn(u64) -> Result<Option<Entry>>) -> Result<Vec<HotKey>> {
         let mut keys = Vec::new();
         for (hash, count) in self.by_count().into_iter().take(KEYS) {
@@ -429,7 +420,7 @@ impl Asked {
         Ok(keys)
     }
 
-    /// Has everything so far count for less, the seconds that it took as well.
+    /// Reduces the weight of everything so far, including the seconds that it took.
     fn age(&mut self, by: Duration) {
         let left = 0.5_f64.powf(by.as_secs_f64() / HALF_LIFE.as_secs_f64());
         self.all *= left;

@@ -1,21 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
-//! What `bmc top` looks like: a state drawn, nothing else.
+//! Draws a snapshot on the screen of `bmc top`.
 
 use std::cmp::Reverse;
 use std::time::Duration;
 
 use ratatui::Frame;
-use ratatui::layout::Constraint;
-use ratatui::layout::Layout;
-use ratatui::layout::Rect;
-use ratatui::style::Color;
-use ratatui::style::Style;
-use ratatui::style::Stylize as _;
-use ratatui::text::Line;
-use ratatui::text::Span;
-use ratatui::widgets::Paragraph;
-use ratatui::widgets::RenderDirection;
-use ratatui::widgets::Sparkline;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Style, Stylize as _};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, RenderDirection, Sparkline};
 
 use super::sample::{FIGURES, HotKey, Snapshot};
 use crate::format::{escaped, grouped, mebibytes, span};
@@ -26,18 +19,18 @@ use crate::view::state::MEASURE;
 
 /// What the keys change.
 pub struct Controls {
-    /// From refresh to refresh.
+    /// The time between refreshes.
     pub interval: Duration,
-    /// The figures are held.
+    /// Whether the display is frozen.
     pub paused: bool,
     /// The order of the hottest keys.
     pub sort: Sort,
-    /// The help is shown.
+    /// Whether the help is shown.
     pub help: bool,
 }
 
 impl Controls {
-    /// As they are at first.
+    /// The initial settings.
     pub fn new(interval: Duration) -> Self {
         Self { interval, paused: false, sort: Sort::Rate, help: false }
     }
@@ -46,13 +39,13 @@ impl Controls {
 /// The column that the hottest keys are sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
-    /// Requests a second, most first.
+    /// Requests per second, most first.
     Rate,
-    /// The cache's own count, most first.
+    /// The cache's own count of requests, most first.
     Heat,
     /// Length of the value, longest first.
     Bytes,
-    /// Time until it is fetched anew, shortest first.
+    /// Time until it is fetched again, shortest first.
     Left,
     /// Alphabetically.
     Key,
@@ -73,7 +66,7 @@ impl Sort {
         Self::ALL[(self as usize + Self::ALL.len() - 1) % Self::ALL.len()]
     }
 
-    /// Those that are equal stay the hottest first.
+    /// Sorts keys. The sort is stable: equal keys stay in order of their rates.
     fn sort(self, keys: &mut [&HotKey]) {
         match self {
             Self::Rate => keys.sort_by(|a, b| b.rate.total_cmp(&a.rate)),
@@ -99,7 +92,7 @@ heat    requests as the cache counts them to choose what stays, up to 7
 left    until the entry is fetched anew
 used    slots that hold, or once held, an entry";
 
-/// Columns of the tables, and rows.
+/// The widths of the tables, and their minimum height.
 const CPU: u16 = 23;
 const PROGRAM: u16 = 34;
 const SLOTS: u16 = 23;
@@ -237,7 +230,7 @@ fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &Snapshot) {
     let mut rates: Vec<_> =
         state.cpus.iter().map(|cpu| cpu.of("get_requests")).enumerate().collect();
     if rates.len() > room {
-        // The busiest, if not all.
+        // If there is no room for all: the busiest.
         rates.sort_by(|(_, one), (_, other)| other.total_cmp(one));
     }
     lines.extend(fitting(&rates, room, |(cpu, rate)| {
@@ -261,7 +254,7 @@ fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &Snapshot) {
     let mut lines = vec![Line::from(format!("{:>6}{:>8}{:>8}", "slot B", "used", "MiB").bold())];
     let mut classes: Vec<_> = state.classes.iter().collect();
     if classes.len() > room {
-        // Those that most memory went to, if not all.
+        // If there is no room for all: those with most memory.
         classes.sort_by_key(|class| Reverse(class.slabs));
     }
     lines.extend(fitting(&classes, room, |class| {
@@ -328,8 +321,7 @@ fn draw_keys(frame: &mut Frame<'_>, area: Rect, state: &Snapshot, sort: Sort) {
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-/// Lines for as many things as there is room for; the last one says how many more
-/// there are.
+/// Lines for as many things as fit. If some do not, the last line says how many.
 fn fitting<T>(things: &[T], room: usize, line: impl Fn(&T) -> Line<'static>) -> Vec<Line<'static>> {
     let shown = if things.len() > room { room.saturating_sub(1) } else { things.len() };
     let mut lines: Vec<_> = things[..shown].iter().map(line).collect();
@@ -343,7 +335,7 @@ fn per_second(rate: f64) -> String {
     grouped(rate.round() as u64)
 }
 
-/// A text of ASCII that fits.
+/// Shortens ASCII text to fit.
 fn cut(mut text: String, room: usize) -> String {
     if text.len() > room {
         text.truncate(room.saturating_sub(1));

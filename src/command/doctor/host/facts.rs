@@ -9,35 +9,35 @@ use crate::instance::pins::check_access;
 use crate::load::options::Options;
 use crate::load::programs::try_load;
 
-/// What is known of the machine; None for what could not be seen.
+/// What is known of the machine; `None` for what could not be read.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    /// How a command about the instance starts.
+    /// The start of a command line about the instance.
     pub(crate) bmc: String,
     pub(crate) is_attached: bool,
     pub(crate) release: Option<String>,
     pub(crate) missing_capabilities: Vec<&'static str>,
     pub(crate) bpffs: Option<Bpffs>,
     pub(crate) may_mount: bool,
-    /// What keeps this process from bmc's directory there.
+    /// Why this process cannot use bmc's directory on bpffs.
     pub(crate) no_access: Option<String>,
     pub(crate) jit: Option<String>,
     pub(crate) has_btf: bool,
     pub(crate) lockdown: Option<String>,
-    /// Bytes that are available, and that `bmc attach` locks without `--memory`.
+    /// Bytes that are available, and bytes that `bmc attach` locks by default.
     pub(crate) memory: Option<u64>,
     pub(crate) memory_wanted: u64,
     pub(crate) programs: Programs,
 }
 
-/// What became of loading them.
+/// Whether the kernel takes the programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Programs {
     NotTried,
     Loaded {
         notices_the_end: bool,
     },
-    /// Why.
+    /// With this reason.
     Refused(String),
 }
 

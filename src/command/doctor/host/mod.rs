@@ -69,9 +69,7 @@ mod tests {
 
     #[test]
     fn finds_what_is_wrong_with_each_part_of_a_host() {
-        use Level::Blocker;
-        use Level::Note;
-        use Level::Warning;
+        use Level::{Blocker, Note, Warning};
 
         for release in ["6.0.19", "5.10.0-33-amd64", "4.19"] {
             let change = |h: &mut Host| h.release = Some(release.into());

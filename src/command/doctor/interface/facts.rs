@@ -21,76 +21,76 @@ use crate::instance::{Health, Instance};
 const XDP_FEATURES: [&str; 7] =
     ["basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg"];
 
-/// What interfaces are made of others, and what interfaces lie on another.
+/// Kinds of interfaces that are made of others, and kinds that are on top of another.
 const GROUPS: [&str; 3] = ["bond", "team", "bridge"];
 const LAYERS: [&str; 4] = ["vlan", "macvlan", "macvtap", "ipvlan"];
 
 /// The interfaces that were asked about, or those that are up.
 pub(crate) struct Interfaces {
-    /// How a command about the instance starts.
+    /// The start of a command line about the instance.
     pub(crate) bmc: String,
     pub(crate) instance: String,
-    /// Named, but not there, and why.
+    /// Interfaces that were named but do not exist, and the error.
     pub(crate) missing: Vec<(String, String)>,
     pub(crate) found: Vec<Interface>,
-    /// What else is up, for all that was named, and the command that attaches to it too.
+    /// Other interfaces that are up, and the command that attaches to them as well.
     pub(crate) others: Vec<String>,
     pub(crate) attach_others: String,
     pub(crate) loopback_is_up: bool,
-    /// Whether the loopback is watched; None if nothing is attached.
+    /// Whether the loopback is watched; `None` if the instance is not attached.
     pub(crate) loopback_is_watched: Option<bool>,
     pub(crate) attach_again: String,
     pub(crate) is_elsewhere: bool,
     pub(crate) is_idle: bool,
-    /// Why they could not be listed.
+    /// Why the interfaces could not be listed.
     pub(crate) error: Option<String>,
 }
 
-/// What is known of an interface; None for what could not be seen.
+/// What is known of an interface; `None` for what could not be read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Interface {
     pub(crate) link: Link,
-    /// How a command about the instance starts, and the one that attaches it again.
+    /// The start of a command line about the instance, and the command that attaches it again.
     pub(crate) bmc: String,
     pub(crate) attach_again: String,
     /// Whether it was asked about, so that bmc is to be attached to it.
     pub(crate) is_named: bool,
     pub(crate) driver: Option<String>,
     pub(crate) master: Option<Master>,
-    /// Its own parts.
+    /// The interfaces that it is made of.
     pub(crate) members: Vec<String>,
-    /// A VLAN that lies on it.
+    /// A VLAN on top of it.
     pub(crate) vlan: Option<String>,
-    /// What it lies on.
+    /// The interface below it.
     pub(crate) lower: Option<String>,
-    /// Something above it that has an XDP program, and whether that is bmc's.
+    /// An interface above it that has an XDP program, and whether that program is bmc's.
     pub(crate) xdp_above: Option<(String, bool)>,
     pub(crate) xdp: Option<Xdp>,
     /// See [`Link::drops_replies`].
     pub(crate) drops_replies: Option<bool>,
-    /// Whether the kernel tells what the driver can.
+    /// Whether the kernel reports what drivers support.
     pub(crate) tells_features: bool,
     pub(crate) offloads: Option<BTreeSet<String>>,
     pub(crate) channels: Option<Channels>,
     pub(crate) cpus: u32,
-    /// The mode of what is attached under our name, and its state.
+    /// The mode and the health of the instance here, if it is attached here.
     pub(crate) attached: Option<(&'static str, Health)>,
     pub(crate) conflict: Option<Conflict>,
-    /// Whether what is attached under our name would be moved here.
+    /// Whether the instance is attached and would get this interface too.
     pub(crate) is_wanted: bool,
-    /// The link by which that program is attached.
+    /// The link that attaches the conflicting program.
     pub(crate) conflict_link: Option<u32>,
-    /// What others run on it as tc, by side.
+    /// The tc programs and filters of others.
     pub(crate) foreign: Option<Vec<Foreign>>,
 }
 
-/// The bond, bridge or the like that an interface is a part of.
+/// The bond, bridge or the like that an interface belongs to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Master {
     pub(crate) name: String,
     /// Whether both were named.
     pub(crate) is_named: bool,
-    /// Whether native XDP will be tried there with some hope.
+    /// Whether native XDP may work there.
     pub(crate) may_have_xdp: bool,
 }
 
@@ -102,21 +102,21 @@ pub(crate) struct Foreign {
     pub(crate) carrier: &'static str,
     pub(crate) name: String,
     pub(crate) id: Option<u32>,
-    /// Whether it sees packets before bmc does, and may keep them.
+    /// Whether it runs before bmc, and may hide packets from it.
     pub(crate) is_first: bool,
 }
 
-/// The bond, bridge or the like that an interface is a part of.
+/// The index of the bond, bridge or the like that an interface belongs to.
 fn group(link: &Link) -> Option<i32> {
     link.master.filter(|_| link.part_of.as_deref().is_some_and(|kind| GROUPS.contains(&kind)))
 }
 
-/// What an interface lies on.
+/// The index of the interface below.
 fn lower(link: &Link) -> Option<i32> {
     link.lower.filter(|_| link.kind.as_deref().is_some_and(|kind| LAYERS.contains(&kind)))
 }
 
-/// The interface by which the packets of this one come last, or first.
+/// The lowest interface that the packets of an interface pass.
 fn root<'a>(mut link: &'a Link, links: &'a [Link]) -> i32 {
     let by = |link: &Link| group(link).or(lower(link));
     while let Some(next) = by(link).and_then(|index| links.iter().find(|l| l.index == index)) {
@@ -125,7 +125,7 @@ fn root<'a>(mut link: &'a Link, links: &'a [Link]) -> i32 {
     link.index
 }
 
-/// What is up, and has nothing to do with these interfaces.
+/// The interfaces that are up and unrelated to the named ones.
 fn others(named: &BTreeSet<i32>, links: &[Link]) -> Vec<String> {
     let is_named = |link: &&Link| named.contains(&link.index);
     let theirs = |link: &Link| [Some(root(link, links)), link.master];
@@ -164,7 +164,7 @@ impl Interfaces {
             .map(|link| Interface::read(link, &links, &named, &ours, subject))
             .collect();
         let own = subject.own.as_ref();
-        // To whoever has another instance there, that is for its doctor to tell.
+        // If another instance is attached there, its own doctor tells.
         let is_anothers = |i: &Interface| matches!(i.conflict, Some(Conflict::Instance(_)));
         let mut others = if named.is_empty() || found.iter().any(is_anothers) {
             Vec::new()
@@ -239,7 +239,7 @@ impl Interface {
         interface
     }
 
-    /// What it has to do with the others.
+    /// How it relates to the other interfaces.
     fn placed(link: &Link, links: &[Link], named: &BTreeSet<i32>) -> Self {
         let name_of = |index: i32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
         let is_named = named.contains(&link.index);
@@ -260,7 +260,7 @@ impl Interface {
         }
     }
 
-    /// Whose programs are there, if it is for us to ask.
+    /// Reads whose programs are attached, as far as this process may ask.
     fn read_programs(&mut self, ours: &BTreeSet<u32>, subject: &Subject<'_>) {
         let Link { name, index, .. } = &self.link;
         let own = subject.own.as_ref();
@@ -274,11 +274,11 @@ impl Interface {
         if let Some(Conflict::Program { program, .. }) = &self.conflict {
             self.conflict_link = xdp_link(*index, program.id);
         }
-        // Which are bmc's is as hidden as what they are.
+        // Without access to the pins, bmc's programs cannot be told from those of others.
         self.foreign = if subject.is_hidden { None } else { foreign(*index, ours) };
     }
 
-    /// Whether native XDP will be tried with some hope.
+    /// Whether native XDP may work here.
     pub(crate) fn may_have_xdp(&self) -> bool {
         !self.tells_features || self.has_feature(Xdp::BASIC)
     }
@@ -345,7 +345,8 @@ fn xdp_link(ifindex: i32, program: u32) -> Option<u32> {
     LinkInfoIter::default().find(|link| link.prog_id == program && is_it(&link.info)).map(|l| l.id)
 }
 
-/// What runs on an interface as tc and is no bmc's; None if we may not ask.
+/// The tc programs and filters on an interface that are not bmc's; `None` if this process may not
+/// ask.
 fn foreign(ifindex: i32, ours: &BTreeSet<u32>) -> Option<Vec<Foreign>> {
     let mut all = Vec::new();
     for (side, link_type, parent) in [
@@ -356,7 +357,7 @@ fn foreign(ifindex: i32, ours: &BTreeSet<u32>) -> Option<Vec<Foreign>> {
         match sys::tcx(ifindex, link_type) {
             Ok(tcx) => {
                 let is_ours = |tcx: &Tcx| ours.contains(&tcx.program);
-                // What is attached later comes first at ingress, last at egress.
+                // bmc attaches before all others at ingress, behind them at egress.
                 let later = if side == "egress" { tcx.len() } else { 0 };
                 let at = tcx.iter().position(is_ours).unwrap_or(later);
                 for (i, Tcx { program, .. }) in tcx.iter().enumerate() {

@@ -96,8 +96,7 @@ mod tests {
 
     #[test]
     fn judges_what_no_interface_of_this_machine_is() {
-        use Level::Note;
-        use Level::Warning;
+        use Level::{Note, Warning};
 
         says(Warning, "LRO is on", "ethtool -K eth0 lro off", |i| {
             i.offloads = Some(["rx-lro".into()].into());
@@ -146,9 +145,7 @@ mod tests {
 
     #[test]
     fn a_veth_blocks_only_where_replies_are_lost() {
-        use Level::Blocker;
-        use Level::Ok;
-        use Level::Warning;
+        use Level::{Blocker, Ok, Warning};
 
         let cases = [
             (Some(false), "native", Ok, "its peer takes what XDP sends"),
@@ -173,8 +170,7 @@ mod tests {
 
     #[test]
     fn queues_of_drivers_that_keep_half_for_xdp_are_halved() {
-        use Level::Note;
-        use Level::Warning;
+        use Level::{Note, Warning};
 
         let with = |driver: &'static str, rx, rx_max, is_combined| {
             move |i: &mut Interface| {

@@ -19,45 +19,45 @@ use crate::load::options::Options;
 use crate::memcached::settings::Problem;
 use crate::memcached::stats::{Answer, Topic, ask_all};
 
-/// What processes call themselves.
+/// The name of the processes.
 pub(crate) const NAME: &str = "memcached";
 
-/// The memcacheds of this machine, as far as they can be seen.
+/// The memcacheds of this machine, as far as this process can see them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memcacheds {
-    /// How a command about the instance starts.
+    /// The start of a command line about the instance.
     pub(crate) bmc: String,
     pub(crate) is_attached: bool,
     pub(crate) found: Vec<Memcached>,
     /// Processes in other network namespaces.
     pub(crate) elsewhere: Vec<i32>,
-    /// Processes that we may not look into.
+    /// Processes that this process may not inspect.
     pub(crate) hidden: Vec<i32>,
-    /// The ports that are watched, or that `bmc attach` watches without `--port`.
+    /// The ports that the instance watches, or that `bmc attach` watches by default.
     pub(crate) watched: Vec<u16>,
-    /// Those that each instance watches here, and how a command about it starts.
+    /// The ports of every instance in this namespace, with the start of a command line about it.
     pub(crate) answered: Vec<(String, Vec<u16>)>,
-    /// UDP datagrams that came to this network namespace, for anybody.
+    /// UDP datagrams that this network namespace received, for any process.
     pub(crate) datagrams: Option<u64>,
 }
 
-/// One that listens here.
+/// A memcached that listens in this network namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Memcached {
-    /// None for whoever listens on a port of `bmc attach`.
+    /// `None` if only its port is known.
     pub(crate) process: Option<i32>,
     /// Its arguments, without its name.
     pub(crate) arguments: Vec<String>,
     pub(crate) tcp: Vec<SocketAddr>,
-    /// One for each socket.
+    /// One address for each socket.
     pub(crate) udp: Vec<SocketAddr>,
     pub(crate) unix: Vec<PathBuf>,
-    /// What it said of its settings.
+    /// What it answered when asked for its settings.
     pub(crate) settings_answer: Answer,
     pub(crate) counters: BTreeMap<String, String>,
 }
 
-/// The sockets of this network namespace that wait for clients, by inode.
+/// The listening sockets of this network namespace, by inode.
 struct Sockets {
     tcp: BTreeMap<u64, SocketAddr>,
     udp: BTreeMap<u64, SocketAddr>,
@@ -100,7 +100,7 @@ impl Memcacheds {
         };
         let is_memcached = |process: &Process| process.stat().is_ok_and(|stat| stat.comm == NAME);
         for process in all_processes().into_iter().flatten().flatten().filter(is_memcached) {
-            // Where we may not look, we may not see its sockets either.
+            // If the namespace cannot be read, neither can the sockets, which is handled below.
             let namespace = fs::read_link(format!("/proc/{}/ns/net", process.pid())).ok();
             if namespace.is_some() && namespace != here {
                 all.elsewhere.push(process.pid());
@@ -125,7 +125,7 @@ impl Memcacheds {
         all
     }
 
-    /// Asks all at once.
+    /// Asks all of them at once for settings and counters.
     fn ask(&mut self) {
         let addresses: Vec<_> = self.found.iter().filter_map(Memcached::address).collect();
         let settings: BTreeMap<_, _> = ask_all(&addresses, Topic::Settings).into_iter().collect();
@@ -153,7 +153,7 @@ impl Memcacheds {
 }
 
 impl Memcached {
-    /// The memcached of a process; None if we may not look into it.
+    /// The memcached of a process; `None` if this process may not inspect it.
     fn of(process: &Process, sockets: &Sockets) -> Option<Self> {
         let mut memcached = Self {
             process: Some(process.pid()),
@@ -164,7 +164,7 @@ impl Memcached {
             settings_answer: Answer::NoListener,
             counters: BTreeMap::new(),
         };
-        // It has several descriptors for one socket.
+        // memcached has several descriptors for the same socket.
         let mut inodes = BTreeSet::new();
         for file in process.fd().ok()? {
             let FDTarget::Socket(inode) = file.ok()?.target else { continue };
@@ -180,7 +180,7 @@ impl Memcached {
         Some(memcached)
     }
 
-    /// Whoever listens at these addresses.
+    /// A memcached of which only the addresses are known.
     fn at(tcp: BTreeSet<SocketAddr>, udp: BTreeSet<SocketAddr>) -> Self {
         Self {
             process: None,
@@ -197,7 +197,7 @@ impl Memcached {
         !(self.tcp.is_empty() && self.udp.is_empty() && self.unix.is_empty())
     }
 
-    /// Where to ask it; None if it has no network.
+    /// The address to ask it at; `None` if it has no network.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         let mut at = *self.tcp.first().or(self.udp.first())?;
         if at.ip().is_unspecified() {
@@ -218,19 +218,19 @@ impl Memcached {
         }
     }
 
-    /// The ports that bmc has to watch for it.
+    /// The ports that bmc would have to watch.
     pub(crate) fn ports(&self) -> Vec<u16> {
         let ports: BTreeSet<_> = self.tcp.iter().chain(&self.udp).map(SocketAddr::port).collect();
         ports.into_iter().collect()
     }
 
-    /// Whether it is one that is meant by these ports.
+    /// Whether it listens on one of these ports.
     pub(crate) fn is_at(&self, ports: &[u16]) -> bool {
         self.ports().iter().any(|port| ports.contains(port))
     }
 
-    /// As `bmc attach` judges it, by the ports that are watched, if it is meant; else
-    /// as one that was told its ports would.
+    /// The problems that `bmc attach` would find. If none of its ports is watched, they are those
+    /// of an attach that is given its ports.
     pub(crate) fn problems(&self, watched: &[u16]) -> Vec<Problem> {
         if self.is_at(watched) {
             self.settings_answer.problems(watched)
@@ -260,7 +260,7 @@ impl Memcached {
         self.counters.keys().any(|name| name.starts_with("extstore_"))
     }
 
-    /// What it is, and where that is from.
+    /// What is known of it, as evidence for a finding.
     pub(crate) fn evidence(&self) -> String {
         let mut parts = Vec::new();
         if let Some(process) = self.process {
@@ -279,7 +279,7 @@ impl Memcached {
         parts.join(", ")
     }
 
-    /// A command that starts it, with more arguments than it has.
+    /// A command that starts it with additional arguments.
     pub(crate) fn restart(&self, program: &str, more: &str) -> String {
         let arguments = self.arguments.iter().map(|argument| quoted(argument));
         let words = [program.to_string()].into_iter().chain(arguments).chain([more.into()]);
@@ -311,7 +311,7 @@ impl Memcached {
     }
 }
 
-/// An argument as a shell takes it.
+/// Quotes an argument for a shell.
 fn quoted(argument: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
     if !argument.is_empty() && argument.chars().all(is_plain) {
