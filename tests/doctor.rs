@@ -242,7 +242,7 @@ fn a_sound_server_has_no_blocker_and_stays_as_it_is() {
         ("host", "bpffs is mounted"),
         ("host", "has the 256M that bmc attach locks"),
         ("host", "the kernel takes bmc's programs"),
-        ("host", "the kernel tells when memcached is gone"),
+        ("host", "the kernel reports when memcached stops"),
         ("eth0", "is up"),
         ("eth0", "its driver has native XDP"),
         ("eth0", "its peer takes what XDP sends"),
@@ -251,7 +251,7 @@ fn a_sound_server_has_no_blocker_and_stays_as_it_is() {
     ] {
         said.expect("ok", about, what, "");
     }
-    said.expect("note", "memcached", "was not asked for anything yet", "bmc bench");
+    said.expect("note", "memcached", "has had no GETs yet", "bmc bench");
     assert_eq!(said.json["version"], env!("CARGO_PKG_VERSION"));
     let eth0 = &said.json["interfaces"][0];
     for (name, value) in [
@@ -666,11 +666,11 @@ fn what_is_wrong_with_the_host_is_found() {
         "/sys/kernel/btf/vmlinux",
         "",
         "warning",
-        "does not tell when memcached is gone",
+        "does not report when memcached stops",
         "bmc flush",
     );
     let no_btf = with_file(&bed, "/sys/kernel/btf/vmlinux", "");
-    let evidence = text(no_btf.find("when memcached is gone").expect("found"), "evidence");
+    let evidence = text(no_btf.find("when memcached stops").expect("found"), "evidence");
     assert!(evidence.starts_with("no /sys/kernel/btf/vmlinux"), "{evidence}");
     // A cgroup allows less than there is.
     let limited = "mount -t tmpfs none /sys/fs/cgroup; cd /sys/fs/cgroup; mkdir -p a/b; \
@@ -783,7 +783,7 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
         (&off, &[], "warning", no_udp, "memcached -u root -p 11211 -U 0 -U 11211"),
         (&off, &["-B", "binary"], "warning", no_udp, "-U 11211"),
         (&off, &["-o", &external], "warning", no_udp, "without external storage"),
-        (&off, &["-Y", &users_path], "warning", "wants a password", "without the password"),
+        (&off, &["-Y", &users_path], "warning", "demands a password", "without the password"),
         (&on, &["-Z", "-o", TLS], "blocker", "uses TLS", "turn TLS off"),
         (&on, &["-l", "notls:0.0.0.0", "-Z", "-o", TLS], "blocker", "uses TLS", "turn TLS off"),
         (&["-p", "0", "-U", "11211"], &[], "warning", "has no TCP port", "-p 11211"),
@@ -835,14 +835,14 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
     {
         let mut memcached = start(&bed.net.server, &args);
         let mut ended = || memcached.0.try_wait().expect("our child").is_some();
-        let wants = || bed.doctor(&["eth0"]).find("wants a password").is_some();
+        let wants = || bed.doctor(&["eth0"]).find("demands a password").is_some();
         if eventually(PATIENCE, || wants() || ended()) && !ended() {
             let said = bed.doctor(&["eth0"]);
-            said.expect("warning", "memcached", "wants a password", "without the password");
+            said.expect("warning", "memcached", "demands a password", "without the password");
             let attach = bed.bmc(&["attach", "eth0", "--memory", "16M"]);
             let errors = String::from_utf8_lossy(&attach.stderr);
             assert_eq!(attach.status.code(), Some(DONE), "{errors}");
-            assert!(errors.contains("wants a password"), "{errors}");
+            assert!(errors.contains("demands a password"), "{errors}");
             bed.bmc(&["detach"]);
         } else {
             assert!(ended(), "it is not found to want a password");
@@ -854,7 +854,7 @@ fn doctor_and_attach_are_of_one_mind_about_a_memcached() {
     // Whoever listens on its port is taken for one, and may not be.
     let listener = bed.net.server.within(|| TcpListener::bind(("0.0.0.0", 11211)));
     let said = bed.doctor(&["eth0"]);
-    said.expect("warning", "memcached 0.0.0.0:11211", "does not tell its settings", "TLS");
+    said.expect("warning", "memcached 0.0.0.0:11211", "does not reveal its settings", "TLS");
     drop(listener);
     let none = "no memcached listens here";
     bed.doctor(&["eth0"]).expect("warning", "memcached", none, "bmc memcached -U 11211");
@@ -924,7 +924,7 @@ fn what_bmc_would_gain_is_told_by_what_memcached_counts() {
     }
     let bed = Bed::new("doctor-gain");
     let _memcached = memcached(&bed, &["-p", "11211", "-U", "11211"]);
-    let nothing = "was not asked for anything yet";
+    let nothing = "has had no GETs yet";
     bed.doctor(&["eth0"]).expect("note", "memcached", nothing, "bmc bench");
     let server = IpAddr::V4(Ipv4Addr::new(10, 11, 12, 1));
     let mut tcp = Tcp::connect(&bed.net.client, server);
@@ -932,12 +932,12 @@ fn what_bmc_would_gain_is_told_by_what_memcached_counts() {
     for key in ["key", "key", "key", "none"] {
         tcp.get(key);
     }
-    let only = "is asked over TCP only";
+    let only = "gets requests over TCP only";
     bed.doctor(&["eth0"]).expect("warning", "memcached", only, "GETs over UDP");
     Udp::connect(&bed.net.client, server).get("none");
     let said = bed.doctor(&["eth0"]);
     assert!(said.find(only).is_none(), "{said:?}");
-    let found = "found 60 % of 5 keys that it was asked for";
+    let found = "found 60 % of 5 requested keys";
     said.expect("note", "memcached", found, "bmc bench");
     let evidence = text(said.find(found).expect("found"), "evidence");
     assert_eq!(evidence, "stats: cmd_get 5, get_hits 3, cmd_set 1");
@@ -945,7 +945,7 @@ fn what_bmc_would_gain_is_told_by_what_memcached_counts() {
     // What bmc answers, memcached does not count.
     bed.attach(&["eth0"]);
     let said = bed.doctor(&["eth0"]);
-    assert!(said.find("keys that it was asked for").is_none(), "{said:?}");
+    assert!(said.find("requested keys").is_none(), "{said:?}");
     said.expect("note", "memcached", "counts only what bmc does not answer", "stats ");
     // The ports are those that it watches.
     bed.attach(&["eth0", "--replace", "--port", "11211,11300"]);

@@ -356,7 +356,7 @@ fn memory_that_cannot_be_had_is_refused_before_it_is_taken() {
     }
     let bed = Bed::new("memory", TCX);
     let errors = bed.expect(FAILED, &["attach", Net::DEVICE, "--memory", "64G"]);
-    assert!(errors.contains("--memory 65536M is more than can be had"), "{errors}");
+    assert!(errors.contains("--memory 65536M is more than is available"), "{errors}");
     bed.assert_clean();
 }
 
@@ -764,7 +764,7 @@ fn a_kernel_that_does_not_tell_when_memcached_ends_is_told() {
         let output = shell.args(MEMORY).args(replace).output().expect("unshare can be run");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(DONE), "{errors}");
-        assert!(errors.contains("run bmc flush whenever memcached was restarted"), "{errors}");
+        assert!(errors.contains("run bmc flush after each restart of memcached"), "{errors}");
         bed.assert_works("native");
         assert!(!has_gone());
         // Where it can be had, it is.
@@ -805,7 +805,7 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
     says(&[], &other, DONE, "");
     says(&["-U", "0"], &own, DONE, no_udp);
     says(&["-U", "0", "-o", &external], &own, DONE, no_udp);
-    says(&["-U", "0", "-Y", &users.to_string_lossy()], &own, DONE, "wants a password");
+    says(&["-U", "0", "-Y", &users.to_string_lossy()], &own, DONE, "demands a password");
     says(&["-B", "binary"], &own, DONE, "");
     says(&["-B", "binary", "-U", "0"], &own, DONE, no_udp);
     says(&["-U", &other], &own, DONE, &format!("has UDP port {other}"));
@@ -836,7 +836,7 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
         .expect("memcached can be started");
     let is_told = || {
         let said = bed.attach(&["--port", &own, "--replace"]);
-        said.contains("has no TCP port, by which its replies are told from those of others")
+        said.contains("has no TCP port, by which bmc recognizes its replies")
     };
     assert!(eventually(PATIENCE, is_told));
     child.kill().expect("our child");
@@ -847,7 +847,7 @@ fn a_memcached_that_cannot_be_watched_is_refused_and_one_of_no_use_told() {
     let start = Instant::now();
     let said = bed.attach(&["--port", &own, "--replace"]);
     assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
-    assert!(said.contains("does not tell its settings"), "{said}");
+    assert!(said.contains("does not reveal its settings"), "{said}");
     drop(listener);
 }
 

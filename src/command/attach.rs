@@ -183,11 +183,7 @@ fn check_free(target: &Target, name: &str, old: Option<&Instance>) -> Result<()>
 fn check_memory(memory: u64) -> Result<()> {
     let available = facts::memory_available()?;
     if memory > facts::memory_to_lock(available) {
-        bail!(
-            "--memory {}M is more than can be had: {}M are available",
-            memory >> 20,
-            available >> 20
-        );
+        bail!("--memory {}M is more than is available: {}M", memory >> 20, available >> 20);
     }
     Ok(())
 }

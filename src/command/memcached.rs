@@ -52,7 +52,7 @@ pub fn run(options: &Options) -> Result<Infallible> {
     check_version(&binary)?;
     ensure!(
         udp_port(&options.args).is_some_and(|port| port != "0"),
-        "memcached would not listen on UDP, without which neither this nor bmc is of use: \
+        "memcached would not listen on UDP, without which neither this nor bmc is useful: \
          add -U 11211"
     );
     if has_several_addresses(&options.args) {

@@ -62,7 +62,7 @@ fn text(instance: &Instance, config: &bmc_config, programs: &[ProgInfo]) -> Resu
     row("instance", &instance.name);
     let state = match instance.activity()? {
         Activity::Caching => "caching",
-        Activity::Asleep => "asleep: too little is asked over UDP for it to pay",
+        Activity::Asleep => "asleep: too few requests come over UDP to be worth it",
         Activity::Idle => "idle: an attach or detach was interrupted (bmc flush ends that)",
     };
     row("state", state);

@@ -130,8 +130,8 @@ impl<'a> Transaction<'a> {
         let said = message::libbpf();
         message::detail(&format!("{err:#}\n{said}"));
         message::tell(
-            "this kernel does not tell when memcached is gone (-v says why): run bmc flush \
-             whenever memcached was restarted, or old values are served for up to --max-age",
+            "this kernel does not report when memcached stops (-v says why): run bmc flush \
+             after each restart of memcached, or stale values are served for up to --max-age",
         );
     }
 
@@ -179,8 +179,8 @@ impl<'a> Transaction<'a> {
             flushes.sort_unstable();
             let wait = flushes[more].saturating_sub(facts::uptime()?) + 3;
             bail!(
-                "{} memcacheds have a delayed flush_all before them, and bmc keeps {FLUSHES_MAX} \
-                 in mind (try again in {wait} s)",
+                "{} memcacheds have a delayed flush_all pending, and bmc can track {FLUSHES_MAX} \
+                 (try again in {wait} s)",
                 flushes.len()
             );
         }

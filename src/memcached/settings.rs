@@ -114,28 +114,27 @@ impl Problem {
     pub fn what(self) -> String {
         match self {
             Self::Tls => {
-                "uses TLS: bmc cannot see the writes in it and would serve old values".into()
+                "uses TLS: bmc cannot see the writes in it and would serve stale values".into()
             }
             Self::Proxy => "is a proxy: bmc cannot see what becomes of a write behind it".into(),
             Self::OtherTcp(port) => {
                 format!("takes writes on TCP port {port} too, which would not be watched")
             }
-            Self::NoTcp => {
-                "has no TCP port, by which its replies are told from those of others, so \
+            Self::NoTcp => "has no TCP port, by which bmc recognizes its replies, so \
                             nothing will be cached"
-                    .into()
-            }
+                .into(),
             Self::NoUdp => "does not listen on UDP, so nothing will be cached".into(),
             Self::OtherUdp(port) => {
                 format!("has UDP port {port}, whose requests will not be answered")
             }
             Self::Password => {
-                "wants a password, with which it does not listen on UDP, so nothing will be cached"
+                "demands a password, and so does not listen on UDP: nothing will be cached".into()
+            }
+            Self::Unknown => {
+                "does not reveal its settings in memcached's protocols: bmc cannot say \
+                              whether it can be watched"
                     .into()
             }
-            Self::Unknown => "does not tell its settings in memcached's protocols: bmc cannot say \
-                              whether it can be watched"
-                .into(),
         }
     }
 

@@ -474,7 +474,7 @@ fn memory_that_a_cgroup_does_not_allow_is_told_and_leaves_nothing() {
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{errors}");
     // Version 2 is asked before, version 1 lets the kernel say no.
-    let told = ["is more than can be had", "not enough memory"];
+    let told = ["is more than is available", "not enough memory"];
     assert!(told.iter().any(|told| errors.contains(told)), "{errors}");
     assert!(!pins(net.instance()).exists(), "pins are left");
     assert_eq!(attach("16M").status.code(), Some(0), "what is there can be had");

@@ -296,7 +296,7 @@ fn draw_keys(frame: &mut Frame<'_>, area: Rect, state: &Snapshot, sort: Sort) {
     sort.sort(&mut keys);
     let mut lines = vec![Line::from(title.bold())];
     if keys.is_empty() {
-        lines.push("no key in the cache was asked for of late".dim().into());
+        lines.push("no cached key was requested lately".dim().into());
     }
     lines.extend(keys.iter().map(|hot| {
         let entry = &hot.entry;
@@ -562,7 +562,7 @@ q quit  p pause  s sort  + - interval  ? help";
         state.keys.clear();
         let before = screen(80, 24, &state, &controls());
         assert_eq!(before[3].split_whitespace().nth(1), Some("-"), "{before:#?}");
-        assert!(before.iter().any(|row| row.contains("no key in the cache")), "{before:#?}");
+        assert!(before.iter().any(|row| row.contains("no cached key")), "{before:#?}");
         state.rates = Some(Rates::of_counts(&[], 1.0));
         let quiet = screen(80, 24, &state, &controls());
         assert!(quiet[3].starts_with("hits                     0/s"), "{quiet:#?}");

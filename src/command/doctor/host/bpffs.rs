@@ -66,7 +66,7 @@ impl Verdict<'_> {
             ),
             Self::Private => Finding::new(
                 Level::Blocker,
-                "has no bpf file system here, in a mount namespace that one mounted would go with",
+                "has no bpf file system here, and one mounted would disappear with this mount namespace",
                 format!("statfs {BPFFS}: sysfs; /proc/self/ns/mnt is not that of process 1"),
                 format!("nsenter --net=/run/netns/NAME {bmc} doctor   # not ip netns exec"),
             ),

@@ -26,13 +26,13 @@ fn judge(host: &Host) -> Verdict {
 impl Verdict {
     fn finding(&self, bmc: &str) -> Finding {
         let evidence = match self {
-            Self::Notices => return Finding::ok("the kernel tells when memcached is gone", BTF),
+            Self::Notices => return Finding::ok("the kernel reports when memcached stops", BTF),
             Self::HasNoBtf => format!("no {BTF}: CONFIG_DEBUG_INFO_BTF is off"),
             Self::IsRefused => "bmc_gone could not be loaded".into(),
         };
         Finding::new(
             Level::Warning,
-            "the kernel does not tell when memcached is gone: old values are served after a \
+            "the kernel does not report when memcached stops: stale values are served after a \
              restart, for up to --max-age",
             evidence,
             format!("{bmc} flush   # after each restart of memcached"),

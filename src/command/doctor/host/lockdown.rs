@@ -32,7 +32,7 @@ impl Verdict<'_> {
             }
             Self::Locked { setting } => Finding::new(
                 Level::Blocker,
-                "the kernel is locked down, and refuses what bmc's programs read by",
+                "the kernel is locked down, and refuses helpers that bmc's programs need",
                 evidence(setting),
                 "boot without lockdown=confidentiality   # lockdown=integrity will do",
             ),

@@ -111,8 +111,8 @@ mod tests {
         says(Blocker, "refuses bmc's programs", "bmc -v attach", |h| {
             h.programs = Programs::Refused("cannot load:\nno".into());
         });
-        says(Warning, "when memcached is gone", "bmc flush", |h| h.has_btf = false);
-        says(Warning, "when memcached is gone", "bmc flush", |h| {
+        says(Warning, "when memcached stops", "bmc flush", |h| h.has_btf = false);
+        says(Warning, "when memcached stops", "bmc flush", |h| {
             h.programs = Programs::Loaded { notices_the_end: false };
         });
     }

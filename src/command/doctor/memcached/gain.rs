@@ -55,13 +55,13 @@ impl Verdict<'_> {
             ),
             Self::NotAsked(counts) => Finding::new(
                 Level::Note,
-                "was not asked for anything yet: nothing is known of what bmc would gain",
+                "has had no GETs yet: what bmc would gain is unknown",
                 counts.evidence(),
                 remedy,
             ),
             Self::TcpOnly(counts) => Finding::new(
                 Level::Warning,
-                "is asked over TCP only, which bmc does not answer",
+                "gets requests over TCP only, which bmc does not answer",
                 format!(
                     "{}; /proc/net/snmp and snmp6: 0 UDP datagrams received",
                     counts.evidence()
@@ -74,8 +74,8 @@ impl Verdict<'_> {
                 Finding::new(
                     Level::Note,
                     format!(
-                        "found {percent:.0} % of {gets} keys that it was asked for; what of them \
-                         came over TCP, which memcached does not tell, bmc does not answer"
+                        "found {percent:.0} % of {gets} requested keys; bmc does not answer those \
+                         over TCP, which memcached does not count apart"
                     ),
                     counts.evidence(),
                     remedy,
