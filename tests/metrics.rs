@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use bmc::abi::COUNTERS;
 use bmc::abi::GROUPS;
-use bmc::host::sys::end_with_us;
+use bmc::host::sys::die_with_parent;
 use bmc::view::prometheus::Family;
 use bmc::view::prometheus::families;
 use nix::sys::signal::Signal;
@@ -399,7 +399,7 @@ fn the_dashboard_asks_only_for_what_there_is() {
 /// Starts a server of the monitoring.
 fn serve(bed: &Bed, program: &str, args: &[&str]) -> Process {
     let mut command = bed.0.server.command(program);
-    let child = end_with_us(command.args(args)).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = die_with_parent(command.args(args)).stdout(Stdio::null()).stderr(Stdio::null());
     Process(child.spawn().expect("nsenter can be run"))
 }
 

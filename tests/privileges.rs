@@ -11,7 +11,7 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 
-use bmc::host::sys::end_with_us;
+use bmc::host::sys::die_with_parent;
 use serde_json::Value;
 
 use common::Net;
@@ -43,7 +43,7 @@ impl Bed {
              echo ready
              exec sleep infinity",
         );
-        let mut keeper = end_with_us(command.arg(env!("CARGO_BIN_EXE_bmc")))
+        let mut keeper = die_with_parent(command.arg(env!("CARGO_BIN_EXE_bmc")))
             .stdout(Stdio::piped())
             .spawn()
             .expect("unshare can be run");

@@ -29,7 +29,7 @@ use crate::abi::types;
 
 /// Has the kernel kill a child when the thread that started it ends, for whatever reason. A
 /// child that changes its user loses this.
-pub fn end_with_us(command: &mut Command) -> &mut Command {
+pub fn die_with_parent(command: &mut Command) -> &mut Command {
     // SAFETY: it makes one system call in the child and touches no memory.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) }
 }

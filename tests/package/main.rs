@@ -22,7 +22,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use bmc::cli::Cli;
-use bmc::host::sys::end_with_us;
+use bmc::host::sys::die_with_parent;
 use clap::CommandFactory as _;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
@@ -93,7 +93,7 @@ impl Machine {
         let net = Net::new(test);
         let mut command = net.server.command("bash");
         command.arg(project("tests/package/boot.sh")).arg(net.instance()).arg(packages());
-        let boot = end_with_us(&mut command)
+        let boot = die_with_parent(&mut command)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -60,7 +60,7 @@ impl Memcached {
         at: SocketAddr,
     ) -> Result<Self> {
         let (port, threads) = (sockets.port().to_string(), workers.to_string());
-        // As root: a change of the user would undo end_with_us().
+        // As root: a change of the user would undo die_with_parent().
         let mut command = Command::new(path);
         command.args(["-u", "root", "-p", &port, "-U", &port, "-t", &threads]).args(OPTIONS);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -68,7 +68,7 @@ impl Memcached {
             Sockets::Shared => None,
             Sockets::Own(steer) => Some(reuseport::preload(&mut command, steer)?),
         };
-        let child = sys::end_with_us(&mut command).spawn();
+        let child = sys::die_with_parent(&mut command).spawn();
         drop(library);
         let mut child = child.with_context(|| format!("cannot run {}", path.display()))?;
         match Self::connect(&mut child, net, at) {
