@@ -40,12 +40,10 @@ const volatile struct bmc_config cfg;
 #include "heat.bpf.h"
 #include "slab.bpf.h"
 #include "cache.bpf.h"
-#include "offender.bpf.h"
 #include "lease.bpf.h"
 #include "table.bpf.h"
 #include "sleep.bpf.h"
 #include "flow.bpf.h"
-#include "chain.bpf.h"
 #include "serve.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -82,8 +80,6 @@ static __always_inline int tc_look(struct __sk_buff *skb, struct bmc_scratch *s,
 	found = tc_packet(skb, s, way);
 	if (found == PACKET_SHORT && tc_linear(skb, HEADERS_LINEAR))
 		found = tc_packet(skb, s, way);
-	if (found == PACKET_CHAIN)
-		return tc_headers(skb, s, way);
 	return found == PACKET_SHORT ? PACKET_OTHER : found;
 }
 
@@ -141,7 +137,7 @@ static __always_inline bool tcp_payload(struct bmc_scratch *s)
 	s->text = s->l4 + head;
 	s->text_len = len;
 	window_empty(&s->window);
-	return len || s->tcp.flags & (TCP_FIN | TCP_RST | TCP_URG);
+	return len || s->tcp.flags & (TCP_FIN | TCP_RST);
 }
 
 SEC("tc")
@@ -163,9 +159,6 @@ int bmc_rx_tc(struct __sk_buff *skb)
 	if (found == PACKET_OTHER || !st)
 		return TC_ACT_UNSPEC;
 	s->text_len = 0;
-	/* Never made linear: older kernels cannot take it apart then. */
-	if (found == PACKET_UDP && unlikely(skb->gso_size))
-		found = -COUNTER(pass_gso);
 	if (found == PACKET_UDP) {
 		tc_linear(skb, skb->len);
 		found = tc_request(skb, s);
@@ -225,14 +218,12 @@ int bmc_flush(void *ctx)
 	__u64 now = bpf_ktime_get_ns();
 	struct bmc_global *g = cache_global();
 	struct bmc_stats *st = stats();
-	struct bmc_peers nobody = {};
 
 	(void)ctx;
 	if (!st || !g)
 		return 1;
 	WRITE_ONCE(g->since, now);
-	forget_all(st, now + BMC_APPLY_NS, 0);
-	offender_none(&nobody, FLUSH_TOOL, now + BMC_APPLY_NS, now);
+	flush_all(st, now + BMC_APPLY_NS);
 	/* The end of idling too, but of no other quarantine. */
 	if (READ_ONCE(g->hold.until) == ~0ULL)
 		WRITE_ONCE(g->hold.until, now + BMC_APPLY_NS);

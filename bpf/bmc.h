@@ -168,7 +168,6 @@ struct bmc_stats {
 	__u64 pass_address;
 	__u64 pass_fragment;
 	__u64 pass_header;
-	__u64 pass_gso;
 	__u64 pass_length;
 	__u64 pass_checksum;
 	__u64 pass_frame;
@@ -189,31 +188,10 @@ struct bmc_stats {
 	__u64 fill_expiry;
 	/* Writes of which bmc could not follow the reply. */
 	__u64 write_untracked;
-	/* What had to be taken for a change of any key. */
-	__u64 packet_unparsed;
-	__u64 udp_unparsed;
+	/* TCP: what had to be taken for a change of any key. */
 	__u64 tcp_unparsed;
 	__u64 tcp_unfollowed;
 	__u64 tcp_unmatched;
-};
-
-/*
- * Why every entry was forgotten. Where a packet is the reason: what was in it, by
- * the transport and the words in offenders.rs.
- */
-enum bmc_flush_reason {
-	FLUSH_NONE = 0,
-	FLUSH_COMMAND, /* flush_all */
-	FLUSH_UNPARSED, /* a command that is not understood */
-	FLUSH_LOST, /* part of the client's stream was not seen, or not for certain */
-	FLUSH_UNREAD, /* a datagram whose text cannot be told */
-	FLUSH_UNFOLLOWED, /* the connection has no place in the table */
-	FLUSH_UNMATCHED, /* a reply that answers no command */
-	FLUSH_UNASKED, /* a reply on a connection that has no place in the table */
-	FLUSH_ANSWERED, /* the reply to one of the above: it is applied by now */
-	FLUSH_GONE, /* memcached stopped listening */
-	FLUSH_WOKEN, /* the cache had been asleep */
-	FLUSH_TOOL, /* bmc flush, attach or detach */
 };
 
 #endif /* BMC_H */

@@ -53,7 +53,6 @@
 enum {
 	TCP_FIN = 0x01,
 	TCP_RST = 0x04,
-	TCP_URG = 0x20,
 	STEPS_MAX = 8192, /* commands of one packet: GRO makes them 64 KiB long */
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
@@ -365,18 +364,12 @@ static __always_inline __u64 due_put(struct bmc_global *g, __u64 due, __u64 now)
 	return due;
 }
 
-/* The flush_all at hand. */
-static __always_inline void walk_flush(struct walker *k)
+static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
+				       __u64 ticket, const struct command *c)
 {
-	struct bmc_scratch *s = k->s;
-	struct bmc_flow *flow = k->flow;
-	const struct command *c = &s->command;
-	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0, ticket = 0;
+	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0;
 	struct bmc_global *g = cache_global();
 
-	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
-	    flow)
-		ticket = ticket_of(flow, s->walk.loose);
 	if (!g)
 		return;
 	/* memcached does it a second early; its clock lags likewise: see
@@ -388,13 +381,26 @@ static __always_inline void walk_flush(struct walker *k)
 				       SECOND,
 			       now) +
 		       (CLOCK_LAG + 1) * SECOND;
-	until = now + (ticket ? DEEP_NS : s->walk.lag);
 	/* Until one that found no room is over, nothing is cached. */
-	if (over > until) {
-		until = over;
-		ticket = 0;
-	}
-	flush_all_held(k->skb, s, k->st, until, ticket, FLUSH_COMMAND);
+	until = now + (ticket ? DEEP_NS : lag);
+	if (over > until)
+		flush_all(st, over);
+	else
+		flush_all_held(st, until, ticket);
+}
+
+/* The flush_all at hand. */
+static __always_inline void walk_flush_all(struct bmc_scratch *s,
+					   struct bmc_flow *flow,
+					   struct bmc_stats *st)
+{
+	const struct command *c = &s->command;
+	__u64 ticket = 0;
+
+	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
+	    flow)
+		ticket = ticket_of(flow, s->walk.loose);
+	walk_flush(st, s->walk.lag, ticket, c);
 }
 
 /* The next command in the window. Returns 1 after the last, for bpf_loop(). */
@@ -426,23 +432,11 @@ static __always_inline long command_step(struct walker *k)
 		win->at += found;
 		return 0;
 	}
-	if (!w->binary && !w->seeks &&
-	    (__u32)window_word(win, win->at) == TEXT_GET && walk_gets(s))
+	if (!w->binary && (__u32)window_word(win, win->at) == TEXT_GET &&
+	    walk_gets(s))
 		return walk_at_end(s);
 	found = command_parse(win, c, w->binary);
-	if (unlikely(w->seeks) && found >= 0) {
-		if (found && c->kind == COMMAND_WRITE && c->block) {
-			w->seeks = 0;
-		} else {
-			found = window_line(win);
-			if (!found || !--w->seeks)
-				goto lost;
-			win->at += found;
-			return 0;
-		}
-	}
 	if (found < 0) {
-		w->seeks = 0;
 		if (w->loaded < w->end) {
 			if (walk_load(k->skb, s))
 				return 0;
@@ -478,7 +472,7 @@ static __always_inline long command_step(struct walker *k)
 	k->st->write_requests++;
 	k->st->tcp_writes += !!flow;
 	if (c->kind == COMMAND_FLUSH) {
-		walk_flush(k);
+		walk_flush_all(s, flow, k->st);
 		goto asked;
 	}
 key:
@@ -486,7 +480,7 @@ key:
 	w->keys = false;
 	if (c->keys) {
 		/* The reply comes after the last of the keys. */
-		__u32 next = window_token(win, c->keys, c->stop);
+		__u32 next = window_token(win, c->keys, win->at + c->head);
 
 		w->keys = (next & 0xffff) < next >> 16;
 		if (w->keys)
@@ -575,18 +569,10 @@ __noinline int walk_datagram(struct __sk_buff *skb, struct bmc_scratch *s)
 	w = &s->walk;
 	window_empty(&s->window);
 	walk_begin(s);
-	if (walk_load(skb, s)) {
-		/* All of it is what its first byte says. */
-		w->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
-		walk_commands(skb, s, st, NULL);
-	} else {
-		w->lost = true;
-	}
-	/* What has no end memcached forgets; but not that data is to come. */
-	if (w->lost || w->skip || w->line) {
-		st->udp_unparsed++;
-		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
-			  FLUSH_UNPARSED);
+	walk_commands(skb, s, st, NULL);
+	if (w->lost || w->part || w->skip || w->line) {
+		st->tcp_unparsed++;
+		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
 	return 0;
 }
@@ -622,18 +608,12 @@ static __always_inline bool flow_start(struct bmc_flow *flow,
  * The flow is what another connection has left, whose client had the same
  * address and port: memcached's socket is new, and this its first segment.
  */
-__noinline int flow_restart(struct bmc_flow *flow, __u32 seq)
+static __always_inline void flow_restart(struct bmc_flow *flow)
 {
-	bool urgent;
-
-	if (!flow || !turn_take(&flow->out_turn))
-		return 0;
-	/* An ACK with URG may have come before. */
-	urgent = flow->urgent && flow->urgent_end - seq - 1 <= 0xffff;
+	if (!turn_take(&flow->out_turn))
+		return;
 	flow_reset(flow);
-	flow->urgent = urgent;
 	turn_end(&flow->out_turn);
-	return 0;
 }
 
 /* The cache is asleep: what memcached sends from now on will not be looked at. */
@@ -708,32 +688,6 @@ static __always_inline void flow_heal(struct bmc_flow *flow, __u64 now,
 }
 
 /*
- * A segment with URG, on data or alone, points at a byte of this segment or of a
- * later one. memcached does not read that byte (it sets no SO_OOBINLINE), unless a
- * later pointer comes before it has read so far: then it does. Up to that byte nobody
- * knows what memcached reads, so the stream is lost.
- */
-static __always_inline void flow_urge(struct bmc_flow *flow,
-				      const struct bmc_scratch *s)
-{
-	/* The byte before that, or that one: net.ipv4.tcp_stdurg. */
-	__u32 end = bpf_ntohl(s->tcp.seq) + bpf_ntohs(s->tcp.urg_ptr) + 1;
-
-	if (!flow->urgent || (__s32)(end - flow->urgent_end) > 0)
-		flow->urgent_end = end;
-	flow->urgent = true;
-}
-
-/* Whether what starts here may hold such a byte. */
-static __always_inline bool flow_is_urgent(struct bmc_flow *flow, __u32 seq)
-{
-	if (likely(!flow->urgent))
-		return false;
-	flow->urgent = (__s32)(flow->urgent_end - seq) > 0;
-	return flow->urgent;
-}
-
-/*
  * Where in the segment the next command starts, and what of it is in the window
  * already. False if there is nothing to walk; w->lost if nobody can tell.
  */
@@ -757,7 +711,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 		    (found == SOCKET_NONE && flow->mode == FLOW_CLOSED))
 			return false;
 		if (flow->mode == FLOW_CLOSED)
-			flow_restart(flow, seq);
+			flow_restart(flow);
 		if (found == SOCKET_NONE || flow->mode == FLOW_CLOSED) {
 			w->lost = true;
 			return false;
@@ -766,7 +720,7 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 		if (!s->received && seq == s->rcv_nxt &&
 		    (idle ||
 		     (found == SOCKET_FULL && flow->mode != FLOW_FOLLOWED)))
-			flow_restart(flow, seq);
+			flow_restart(flow);
 		if (flow->mode == FLOW_NEW)
 			w->opens = flow_start(flow, s, seq, now);
 		else if (flow_may_wake(flow, s) && found == SOCKET_FULL)
@@ -839,8 +793,6 @@ static __always_inline bool flow_continue(struct __sk_buff *skb,
 	flow->in_seen = flow->out_next;
 	flow->in_last = now;
 	flow->in_next = seq + len;
-	if (flow_is_urgent(flow, seq))
-		w->lost = true;
 	if (w->lost)
 		return false;
 	w->followed = flow->mode == FLOW_FOLLOWED && !s->asleep;
@@ -915,7 +867,7 @@ static __always_inline bool flow_goes_on(struct bmc_flow *flow,
 	    seq != flow->in_next ||
 	    flow->in_skip | flow->in_part | flow->binary | flow->deep |
 		    flow->guess ||
-	    s->tcp.flags & (TCP_FIN | TCP_RST | TCP_URG) ||
+	    s->tcp.flags & (TCP_FIN | TCP_RST) ||
 	    now - flow->in_last > BMC_APPLY_NS)
 		return false;
 	flow->in_last = now;
@@ -998,6 +950,33 @@ __noinline int flow_in_set(struct bmc_scratch *s, struct bmc_flow *flow)
 }
 
 /*
+ * Looks for a line near the segment's start with which a store command may begin, and
+ * goes there. If there is none, the walk will fail at once.
+ */
+__noinline int walk_guess(struct bmc_scratch *s)
+{
+	struct window *win;
+	struct command *c;
+	__u32 line;
+
+	if (!s)
+		return 0;
+	win = &s->window;
+	c = &s->command;
+	for (int i = 0; i < GUESS_LINES; i++) {
+		if (command_parse(win, c, false) > 0 &&
+		    c->kind == COMMAND_WRITE && c->block)
+			return 0;
+		line = window_line(win);
+		if (!line)
+			break;
+		win->at += line;
+	}
+	win->at = 0;
+	return 0;
+}
+
+/*
  * The segment, of `len` bytes, does not contradict the guess where its commands start:
  * is that certain by now? It is if many segments in a row began and ended with a
  * command, or if no data block can be as long as all that was walked.
@@ -1037,7 +1016,8 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		if (w->opens)
 			flow->binary = window_at(&s->window, 0) == MAGIC_REQUEST;
 		w->binary = flow->binary;
-		w->seeks = w->probes && !w->binary ? GUESS_LINES : 0;
+		if (w->probes && !w->binary)
+			walk_guess(s);
 		walk_commands(skb, s, st, flow);
 		flow->in_part = flow_keep(s, flow->in_line);
 		flow->in_skip = w->line ? (__u32)LINE_GOES_ON : w->skip;
@@ -1053,12 +1033,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		/* Where its commands start is not certain yet. */
 		st->tcp_unparsed++;
 		flow_mute(flow);
-		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + w->lag,
-			  FLUSH_UNPARSED);
-	}
-	if (unlikely(s->tcp.flags & TCP_URG)) {
-		flow_urge(flow, s);
-		w->lost = true;
+		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 	}
 	if (w->lost) {
 		st->tcp_unparsed++;
@@ -1067,9 +1042,7 @@ __noinline int flow_in_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		flow->in_skip = STREAM_LOST;
 		flow->in_part = 0;
 		flow_mute(flow);
-		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + w->lag,
-			  walk_is_over(s) || !s->window.len ? FLUSH_LOST
-							    : FLUSH_UNPARSED);
+		flush_all(st, bpf_ktime_get_coarse_ns() + w->lag);
 	}
 	if (s->asleep)
 		flow_sleep(flow);
@@ -1090,7 +1063,7 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 	bool next;
 
 	s->asleep = cache_sleeps();
-	if (unlikely(!flow && (s->text_len || s->tcp.flags & TCP_URG)))
+	if (unlikely(!flow && s->text_len))
 		flow = flow_new(skb, s);
 	if (likely(flow)) {
 		next = flow_goes_on(flow, s);
@@ -1099,13 +1072,12 @@ static __always_inline void flow_in(struct __sk_buff *skb, struct bmc_scratch *s
 			turn_end(&flow->in_turn);
 		else
 			flow_in_any(skb, s, flow, next);
-	} else if (!s->dead && (s->text_len || s->tcp.flags & TCP_URG)) {
+	} else if (s->text_len && !s->dead) {
 		st = stats();
 		if (!st)
 			return;
 		st->tcp_unfollowed++;
-		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
-			  FLUSH_UNFOLLOWED);
+		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
 }
 
@@ -1327,8 +1299,7 @@ __noinline int walk_replies(struct __sk_buff *skb, struct bmc_scratch *s,
  * Where in the segment the next reply starts. False if there is nothing to walk;
  * walk.lost if nobody can tell.
  */
-static __always_inline bool flow_continue_out(struct __sk_buff *skb,
-					      struct bmc_flow *flow,
+static __always_inline bool flow_continue_out(struct bmc_flow *flow,
 					      struct bmc_scratch *s,
 					      struct bmc_stats *st)
 {
@@ -1359,7 +1330,7 @@ static __always_inline bool flow_continue_out(struct __sk_buff *skb,
 	if (READ_ONCE(flow->mode) != FLOW_FOLLOWED &&
 	    (READ_ONCE(flow->in_skip) == (__u32)STREAM_LOST ||
 	     READ_ONCE(flow->guess)))
-		flush_all(skb, s, st, 0, FLUSH_ANSWERED);
+		flush_all(st, 0);
 	if (flow->out_skip == (__u32)STREAM_LOST)
 		return false;
 	n = flow->out_skip < len ? flow->out_skip : len;
@@ -1405,7 +1376,7 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 		return 0;
 	w = &s->walk;
 	walk_begin(s);
-	if (walk_len(w) && flow_continue_out(skb, flow, s, st)) {
+	if (walk_len(w) && flow_continue_out(flow, s, st)) {
 		w->followed = READ_ONCE(flow->mode) == FLOW_FOLLOWED;
 		w->binary = flow->binary;
 		if (!flow_load(skb, s, flow->out_line, flow->out_part))
@@ -1423,8 +1394,7 @@ __noinline int flow_out_any(struct __sk_buff *skb, struct bmc_scratch *s,
 	if (w->doubt || (w->lost && w->followed && !flow->vague)) {
 		/* Not the reply that was expected. */
 		st->tcp_unmatched++;
-		flush_all(skb, s, st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
-			  FLUSH_UNMATCHED);
+		flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 	}
 	if (w->closed || s->tcp.flags & (TCP_FIN | TCP_RST))
 		flow_close(flow);
@@ -1467,7 +1437,7 @@ static __always_inline void flow_out(struct __sk_buff *skb, struct bmc_scratch *
 		st = stats();
 		if (s->text_len && st && !socket_is_unasked(skb)) {
 			st->tcp_unmatched++;
-			flush_all(skb, s, st, 0, FLUSH_UNASKED);
+			flush_all(st, 0);
 		}
 		return;
 	}

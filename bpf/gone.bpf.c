@@ -5,7 +5,7 @@
  * alone needs the kernel's BTF: where there is none, the rest works without it.
  *
  * Nobody else can listen on that address before this has run, and what a dying
- * memcached still answers fills nothing: forget_all() lets no lease be taken for
+ * memcached still answers fills nothing: flush_all() lets no lease be taken for
  * BMC_APPLY_NS.
  */
 #include "vmlinux.h"
@@ -25,7 +25,6 @@ const volatile struct bmc_config cfg;
 #include "heat.bpf.h"
 #include "slab.bpf.h"
 #include "cache.bpf.h"
-#include "offender.bpf.h"
 #include "lease.bpf.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -63,8 +62,6 @@ int bmc_gone(const __u64 *ctx)
 {
 	const struct sock *sk = (const void *)ctx[0];
 	struct bmc_stats *st = stats();
-	struct bmc_peers peers = {};
-	__u64 now;
 
 	if (!st || (int)ctx[1] != TCP_LISTEN || (int)ctx[2] != TCP_CLOSE ||
 	    !is_memcached_port(bpf_htons(sk->__sk_common.skc_num)) ||
@@ -72,9 +69,6 @@ int bmc_gone(const __u64 *ctx)
 		return 0;
 	/* Atomic, because a packet may interrupt this. */
 	(void)__sync_fetch_and_add(&st->memcached_gone, 1);
-	now = bpf_ktime_get_ns();
-	forget_all(st, now + BMC_APPLY_NS, 0);
-	peers.ports = (__u64)bpf_htons(sk->__sk_common.skc_num) << 16;
-	offender_none(&peers, FLUSH_GONE, now + BMC_APPLY_NS, now);
+	flush_all(st, bpf_ktime_get_ns() + BMC_APPLY_NS);
 	return 0;
 }

@@ -219,20 +219,17 @@ static __always_inline bool hold_is_over(const struct bmc_hold *hold, __u64 now)
 }
 
 /* No lease before this time; never less than it was. */
-__noinline int quarantine_raise(__u64 *quarantine, __u64 until)
+static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
 {
-	if (!quarantine)
-		return 0;
 	for (int i = 0; i < 4; i++) {
 		__u64 old = READ_ONCE(*quarantine);
 
 		if (old >= until ||
 		    __sync_val_compare_and_swap(quarantine, old, until) == old)
-			return 0;
+			return;
 	}
 	if (READ_ONCE(*quarantine) < until)
 		WRITE_ONCE(*quarantine, until);
-	return 0;
 }
 
 /*
@@ -510,8 +507,8 @@ static __always_inline void write_abandon(__u64 hash, __u64 what, __u64 lag)
  * Every entry may have changed, by what may be applied until `until` (ns) or, given
  * a ticket, until that is redeemed.
  */
-static __always_inline void forget_all(struct bmc_stats *st, __u64 until,
-				       __u64 ticket)
+static __always_inline void flush_all_held(struct bmc_stats *st, __u64 until,
+					   __u64 ticket)
 {
 	struct bmc_global *g = cache_global();
 
@@ -523,22 +520,9 @@ static __always_inline void forget_all(struct bmc_stats *st, __u64 until,
 	(void)__sync_fetch_and_add(&st->flushes, 1);
 }
 
-/* The same because of the packet at hand. */
-static __always_inline void flush_all_held(struct __sk_buff *skb,
-					   struct bmc_scratch *s,
-					   struct bmc_stats *st, __u64 until,
-					   __u64 ticket,
-					   enum bmc_flush_reason reason)
+static __always_inline void flush_all(struct bmc_stats *st, __u64 until)
 {
-	forget_all(st, until, ticket);
-	offender_packet(skb, s, reason, until);
-}
-
-static __always_inline void flush_all(struct __sk_buff *skb,
-				      struct bmc_scratch *s, struct bmc_stats *st,
-				      __u64 until, enum bmc_flush_reason reason)
-{
-	flush_all_held(skb, s, st, until, 0, reason);
+	flush_all_held(st, until, 0);
 }
 
 #endif /* LEASE_BPF_H */

@@ -210,19 +210,6 @@ struct {
 	__type(value, struct bmc_quarantine);
 } bmc_quarantine SEC(".maps");
 
-/*
- * When the first fragment of a datagram or segment to memcached came, ns: see
- * chain.bpf.h. Many share a cell, which only makes it stricter.
- */
-enum { BMC_FRAGMENTS = 1 << 12 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, BMC_FRAGMENTS);
-	__type(key, __u32);
-	__type(value, __u64);
-} bmc_fragments SEC(".maps");
-
 /* Who has asked memcached and was not answered yet: see lease.bpf.h. Aligned as the
  * index is.
  */
@@ -346,11 +333,10 @@ struct bmc_flow {
 
 	/* Of the way to memcached too, but seldom used. */
 	__u32 guessed; /* bytes that do not contradict the guess */
-	__u32 loose; /* `answered` when the last one that is not in the ring is done */
 	bool loose_open; /* there are commands that are owed and not in the ring */
 	bool loose_quiet; /* quiet meta commands among them */
 	bool loose_meta; /* other meta commands among them */
-	__u8 pad[53];
+	__u8 pad[57];
 
 	struct bmc_owed owed[BMC_OWED];
 
@@ -366,8 +352,8 @@ struct bmc_flow {
 	__u64 in_hash; /* of the key whose data block goes on */
 	__u32 found; /* segments of whole commands, while its stream is lost */
 	__u32 asked; /* commands that get a reply */
-	__u32 urgent; /* a segment with URG came, see flow_is_urgent() */
-	__u32 urgent_end; /* sequence number behind the byte that it points at */
+	__u32 loose; /* `answered` when the last one that is not in the ring is done */
+	__u8 in_pad[4];
 	__u8 in_line[LINE_MAX];
 
 	__u32 out_turn;
@@ -414,36 +400,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct bmc_flow_set);
 } bmc_flow_sets SEC(".maps");
-
-/*
- * Who emptied the cache of late: see offender.bpf.h. Each CPU notes its own, and
- * the tool puts them together.
- */
-enum { BMC_OFFENDERS = 8, BMC_OFFENDER_TEXT = 32 };
-
-struct bmc_offender {
-	__u64 seq; /* odd while another one is written in place of this one */
-	__u64 when; /* the last time, ns */
-	__u64 until; /* no lease before this time, ns, because of the last time */
-	__u64 count; /* how often */
-	struct bmc_peers peers; /* all zeroes where no packet is the reason */
-	__u64 text[BMC_OFFENDER_TEXT / 8]; /* what was not understood: its start */
-	enum bmc_flush_reason reason;
-	__u16 len; /* of the text */
-	__u16 protocol; /* IPPROTO_TCP, IPPROTO_UDP; 0: no packet */
-};
-
-struct bmc_offenders {
-	__u64 oldest; /* of them, and above three bits when it was, see there */
-	struct bmc_offender last[BMC_OFFENDERS]; /* in any order */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct bmc_offenders);
-} bmc_offenders SEC(".maps");
 
 /*
  * Counters. Each run for a packet is on one CPU with softirqs off, so nothing
@@ -494,7 +450,6 @@ struct walk {
 	bool lost; /* not understood */
 	bool alike; /* a reply that is owed may look as if it were a get's */
 	bool guesses; /* where its commands start is a guess */
-	__u8 seeks; /* lines among which a store command is looked for, to start there */
 	bool closed; /* memcached has refused the connection */
 	__u32 loose; /* as in a flow; 0: none of its commands is */
 };
@@ -505,25 +460,11 @@ struct bmc_scratch {
 	__u64 size; /* XDP only */
 	__u64 head[HEAD_MAX / 8]; /* its first bytes; of most three words */
 	__u32 ip; /* offset of the IP header */
-	__u32 proto; /* what is there, as Ethernet has it */
 	__u32 ip_first; /* the IP header's first four bytes */
 	__u32 ip_id;
 	__u32 ip_csum; /* the sum over the IP header: 0xffff if it is whole */
 	__u32 l4; /* offset of the UDP or TCP header */
 	__u32 l4_len; /* UDP or TCP header and payload */
-	/* See chain.bpf.h. */
-	__u32 header; /* which one is at l4 */
-	__u32 fragment; /* enum fragment */
-	__u32 fragment_id; /* as on the wire */
-	bool routed; /* a routing header came before */
-	/* Of a packet with one UDP header, which the stack takes apart. */
-	struct datagrams {
-		__u32 first; /* where the first one starts: memcached's header */
-		__u32 at; /* the next one */
-		__u32 end; /* of the last one */
-		__u32 size; /* of each but the last */
-		bool unsure; /* perhaps it is one, and not these */
-	} datagrams;
 	struct tcphdr tcp;
 	__u64 udp; /* the UDP header */
 	__u64 datagram; /* memcached's own, behind it */

@@ -13,18 +13,11 @@ enum {
 	ETH_P_8021Q = 0x8100,
 	ETH_P_8021AD = 0x88a8,
 	IPPROTO_HOPOPTS = 0,
-	IPPROTO_IPIP = 4,
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
-	IPPROTO_IPV6 = 41,
 	IPPROTO_ROUTING = 43,
 	IPPROTO_FRAGMENT = 44,
-	IPPROTO_ESP = 50,
-	IPPROTO_AH = 51,
 	IPPROTO_DSTOPTS = 60,
-	IPPROTO_COMP = 108,
-	IPPROTO_ETHERNET = 143,
-	ESP_PORT = 4500, /* RFC 3948 */
 	IP_MF = 0x2000,
 	IP_OFFSET = 0x1fff,
 	VLAN_VID = 0x0fff,
@@ -44,8 +37,7 @@ enum packet {
 	PACKET_UDP,
 	PACKET_TCP,
 	PACKET_SHORT,
-	PACKET_UNSURE,
-	PACKET_CHAIN /* see chain.bpf.h */
+	PACKET_UNSURE
 };
 
 /* Which way the packet goes, seen from memcached. */
@@ -151,26 +143,14 @@ static __always_inline __u64 csum_peers(const struct bmc_peers *peers)
 	       ((__u64)IPPROTO_UDP << 8);
 }
 
-/* Whether IPsec may be in these datagrams (RFC 3948), and whatever else in that. */
-static __always_inline bool is_hidden(__u8 next, __be16 port)
-{
-	return port == bpf_htons(ESP_PORT) && next == IPPROTO_UDP;
-}
-
-static __always_inline bool is_tag(__u16 proto)
-{
-	return proto == ETH_P_8021Q || proto == ETH_P_8021AD;
-}
-
 /*
- * Parses Ethernet, up to two tags, IP and the ports. Sets request.peers, head, ip*,
- * l4, l4_len (0 if the stack will drop the packet), udp, peers_csum.
+ * Ethernet, tags, IP and the ports. Sets request.peers, head, ip*, l4, l4_len (0
+ * if the stack will drop the packet), udp, peers_csum.
  * `vlan` is the tag that the kernel keeps outside the frame (TC), if there is one:
  * the frame's own come after it.
- * Returns OTHER for anything that is not memcached's, SHORT if the headers reach
- * beyond linear memory, and CHAIN, with ip, proto and the VLAN set, for headers that
- * only tc_headers() walks. l4_len is checked against `len`, the whole frame. Without
- * `tcp` only UDP is of interest.
+ * Says OTHER for anything that is not memcached's, and SHORT if it has to see
+ * more than is in linear memory; l4_len is checked against `len`, the whole
+ * frame. Without `tcp` only UDP is of interest.
  */
 static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 					enum way way, bool tag_outside,
@@ -182,6 +162,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	__u32 off = sizeof(struct ethhdr);
 	__u32 shift = tag_outside ? VLAN_SHIFT : 0;
 	__u32 l4, l4_end;
+	bool fragment = false, options = false;
 	struct ethhdr *eth = data;
 	struct udphdr *l4h;
 	__u16 proto;
@@ -193,59 +174,83 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	for (int i = 0; i < 2; i++) {
 		struct vlan_hdr *tag = data + off;
 
-		if (!is_tag(proto) || shift > VLAN_SHIFT)
+		if (proto != ETH_P_8021Q && proto != ETH_P_8021AD)
 			break;
 		if ((void *)(tag + 1) > data_end)
 			return PACKET_SHORT;
+		if (shift > VLAN_SHIFT)
+			return PACKET_OTHER;
 		vlan |= (bpf_ntohs(tag->h_vlan_TCI) & VLAN_VID) << shift;
 		proto = bpf_ntohs(tag->h_vlan_encapsulated_proto);
 		shift += VLAN_SHIFT;
 		off += sizeof(*tag);
 	}
-	s->ip = off;
-	s->proto = proto;
-	peers->ports = (__u64)vlan << 32;
 
 	if (proto == ETH_P_IP) {
 		struct iphdr *ip = data + off;
+		__u32 ihl;
 
 		if ((void *)(ip + 1) > data_end)
 			return PACKET_SHORT;
 		next = ip->protocol;
-		if (next == IPPROTO_TCP && !tcp)
+		if (next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp))
 			return PACKET_OTHER;
-		if ((next != IPPROTO_UDP && next != IPPROTO_TCP) ||
-		    ip->version_ihl != 0x45 ||
-		    ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-			return PACKET_CHAIN;
+		if (bpf_ntohs(ip->frag_off) & IP_OFFSET)
+			return PACKET_OTHER; /* no ports in there */
+		fragment = bpf_ntohs(ip->frag_off) & IP_MF;
+		ihl = (ip->version_ihl & 0xf) * 4;
+		if (ip->version_ihl >> 4 != 4 || ihl < sizeof(*ip))
+			return PACKET_OTHER;
+		options = ihl != sizeof(*ip);
 		src[1] = mapped(ip->saddr);
 		dst[1] = mapped(ip->daddr);
 		s->ip_first = *(__u32 *)ip;
 		s->ip_id = ip->id;
 		s->ip_csum = csum_fold(csum_word(*(__u64 *)ip) +
 				       csum_word(*(__u64 *)&ip->ttl) + ip->daddr);
-		l4 = off + sizeof(*ip);
+		l4 = off + ihl;
 		l4_end = off + bpf_ntohs(ip->tot_len);
 	} else if (proto == ETH_P_IPV6) {
 		struct ipv6hdr *ip = data + off;
 
 		if ((void *)(ip + 1) > data_end)
 			return PACKET_SHORT;
-		next = ip->nexthdr;
-		if (next == IPPROTO_TCP && !tcp)
+		if ((*(__u8 *)ip >> 4) != 6)
 			return PACKET_OTHER;
-		__builtin_memcpy(src, ip->saddr, sizeof(src));
-		__builtin_memcpy(dst, ip->daddr, sizeof(dst));
-		/* An address of the other family would be taken for one later. */
-		if ((next != IPPROTO_UDP && next != IPPROTO_TCP) ||
-		    (*(__u8 *)ip >> 4) != 6 || is_mapped(src) || is_mapped(dst))
-			return PACKET_CHAIN;
+		next = ip->nexthdr;
 		l4 = off + sizeof(*ip);
 		l4_end = l4 + bpf_ntohs(ip->payload_len);
+		__builtin_memcpy(src, ip->saddr, sizeof(src));
+		__builtin_memcpy(dst, ip->daddr, sizeof(dst));
+		/* An address of the other family has no business here, and
+		 * would be taken for it later.
+		 */
+		if (is_mapped(src) || is_mapped(dst))
+			return PACKET_OTHER;
 		s->ip_first = ip->version_class_label;
 		s->ip_csum = 0xffff; /* it has none */
+		/* One extension header is looked behind, to count it. */
+		if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING ||
+		    next == IPPROTO_DSTOPTS || next == IPPROTO_FRAGMENT) {
+			__u8 *ext = (void *)(ip + 1);
+
+			if ((void *)(ext + 8) > data_end)
+				return PACKET_SHORT;
+			if (next == IPPROTO_FRAGMENT) {
+				if (ext[2] || ext[3] & 0xf8)
+					return PACKET_OTHER;
+				fragment = true;
+				l4 += 8;
+			} else {
+				options = true;
+				l4 += (ext[1] + 1) * 8;
+			}
+			next = ext[0];
+		}
+		if (next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp))
+			return PACKET_OTHER;
 	} else {
-		return is_tag(proto) ? PACKET_CHAIN : PACKET_OTHER;
+		return PACKET_OTHER;
 	}
 
 	l4h = data + l4;
@@ -253,8 +258,7 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 		return PACKET_SHORT;
 	if (way == WAY_IN) {
 		if (!is_memcached_port(l4h->dest))
-			return is_hidden(next, l4h->dest) ? PACKET_CHAIN
-							  : PACKET_OTHER;
+			return PACKET_OTHER;
 		peers->client[0] = src[0];
 		peers->client[1] = src[1];
 		peers->server[0] = dst[0];
@@ -284,8 +288,12 @@ static __always_inline int packet_parse(void *data, void *data_end, __u32 len,
 	s->ip = off;
 	s->l4 = l4;
 	s->l4_len = l4_end - l4;
+	if (fragment)
+		return -COUNTER(pass_fragment);
 	if (next == IPPROTO_TCP)
 		return PACKET_TCP;
+	if (options)
+		return -COUNTER(pass_header);
 	/* The stack drops what is cut short; what has more bytes than UDP says
 	 * memcached gets to see without them.
 	 */
@@ -325,7 +333,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 
 		next = ip4->protocol;
 		if (unlikely(next != IPPROTO_UDP && (next != IPPROTO_TCP || !tcp)))
-			return tcp ? PACKET_UNSURE : PACKET_OTHER;
+			return PACKET_OTHER;
 		if (unlikely(ip4->version_ihl != 0x45 ||
 			     ip4->frag_off & bpf_htons(IP_MF | IP_OFFSET)))
 			return PACKET_UNSURE;
@@ -355,7 +363,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 		__builtin_memcpy(src, ip6->saddr, sizeof(src));
 		__builtin_memcpy(dst, ip6->daddr, sizeof(dst));
 		if (is_mapped(src) || is_mapped(dst))
-			return PACKET_UNSURE;
+			return PACKET_OTHER;
 		sum = csum_word(src[0]) + csum_word(src[1]) +
 		      csum_word(dst[0]) + csum_word(dst[1]);
 		s->l4_len = bpf_ntohs(ip6->payload_len);
@@ -364,9 +372,7 @@ static __always_inline int plain_parse(void *data, void *data_end, __u32 len,
 		return PACKET_UNSURE;
 	}
 	if (!is_memcached_port(way == WAY_IN ? l4h->dest : l4h->source))
-		return tcp && way == WAY_IN && is_hidden(next, l4h->dest)
-			       ? PACKET_UNSURE
-			       : PACKET_OTHER;
+		return PACKET_OTHER;
 	/* Without a length: see BIG TCP above. */
 	if (unlikely((__s32)s->l4_len <= 0))
 		return PACKET_UNSURE;
@@ -474,12 +480,6 @@ static __always_inline int request_parse(void *data, void *data_end,
 	return 0;
 }
 
-/* Whether the byte, one below 0x21, is part of a key for memcached. */
-static __always_inline bool is_key_byte(__u8 c)
-{
-	return !((1ULL << (c & 63)) & (1ULL << ' ' | 1ULL << '\r' | 1ULL << '\n'));
-}
-
 /*
  * The key that starts at offset `off`: its words, their sum, length and hash, and
  * in `next` where the one behind it starts; 0 if the text ends there with "\r\n".
@@ -490,7 +490,6 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 {
 	__u64 from = off, end = s->text + s->text_len;
 	__u64 sum = cfg.seed[0], csum = 0, w, ends, first = 0, klen;
-	__u16 after;
 	__u8 *p;
 
 	barrier_var(from);
@@ -530,11 +529,8 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 		return -COUNTER(pass_key);
 	/* Through memory: the verifier goes on with one length, not 33. */
 	klen = READ_ONCE(s->klen);
-	p = data + from;
 	if (!klen)
-		return (void *)p + 1 <= data_end && is_key_byte(*p)
-			       ? -COUNTER(pass_key)
-			       : -COUNTER(pass_line);
+		return -COUNTER(pass_line);
 	if (klen > BMC_KEY_MAX)
 		return -COUNTER(pass_key);
 	bounded(klen, 255);
@@ -544,15 +540,13 @@ static __always_inline int request_key(void *data, void *data_end, __u32 off,
 	p = data + from;
 	if ((void *)p + 2 > data_end)
 		return -COUNTER(pass_line);
-	after = *(__u16 *)p;
-	if (after == TEXT_CRLF && from + 2 == end)
+	if (*(__u16 *)p == TEXT_CRLF && from + 2 == end)
 		s->next = 0;
-	else if ((__u8)after == ' ')
+	else if (*p == ' ')
 		s->next = from + 1;
-	else if (after == TEXT_CRLF || (__u8)after == '\n')
-		return -COUNTER(pass_line);
 	else
-		return -COUNTER(pass_key); /* which goes on, for memcached */
+		return *p == '\r' || *p == '\n' ? -COUNTER(pass_line)
+						: -COUNTER(pass_key);
 	return 0;
 }
 

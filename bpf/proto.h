@@ -4,9 +4,9 @@
  * of its keys. No BPF helper and no map in here, so that it also compiles
  * natively, for fuzzing. Little-endian, as everything that bmc runs on.
  *
- * A command is understood if it is certain how much of the stream it takes and
- * which keys it may change, in every version of memcached (1.4.39, 1.5.22, 1.6.18
- * and 1.6.45 were read): see the table of text commands below.
+ * A command is understood only if it is certain how much of the stream it takes
+ * and which key it changes. What memcached may refuse for its form is not:
+ * memcached then takes a data block for commands.
  */
 #ifndef PROTO_H
 #define PROTO_H
@@ -53,22 +53,6 @@ enum {
 static __always_inline __u64 word_ends(__u64 w)
 {
 	return (w - 0x2121212121212121ULL) & ~w & 0x8080808080808080ULL;
-}
-
-/* The same of the bytes that are `byte`. */
-static __always_inline __u64 word_bytes(__u64 w, __u8 byte)
-{
-	w ^= byte * 0x0101010101010101ULL;
-	return (w - 0x0101010101010101ULL) & ~w & 0x8080808080808080ULL;
-}
-
-/* And of all other bytes: each of them is marked exactly. */
-static __always_inline __u64 word_others(__u64 w, __u8 byte)
-{
-	const __u64 low = 0x7f7f7f7f7f7f7f7fULL;
-
-	w ^= byte * 0x0101010101010101ULL;
-	return (((w & low) + low) | w) & ~low;
 }
 
 /* 1 << (8 * n) where n is how many bytes lie before the first marked one. */
@@ -136,24 +120,15 @@ enum expiry_kind {
 
 /* What is known of a text command by its name. */
 struct grammar {
-	__u8 kind;
-	__u8 reply;
-	__u8 key; /* which token it is; 0 is the name */
-	__u8 block; /* which token is the length of the data block; 0: no block */
-	__u8 exptime; /* which token it is; 0: none */
-	__u8 expiry; /* of enum expiry_kind */
-	__u8 cas; /* which token it is; 0: none */
-	/*
-	 * A noreply at the end is heeded by every memcached if it stands before
-	 * this token, and by some behind it; 0: it means nothing.
-	 */
-	__u8 noreply;
-	__u8 other; /* of enum grammar_other */
-} __attribute__((aligned(8))); /* copied by words */
-
-enum grammar_other {
-	OTHER_ENDS = 1, /* the connection, without a reply unless refused */
-	OTHER_DUMPS, /* a stream of lines if the first argument begins with m */
+	__u32 kind;
+	__u32 reply;
+	__u32 key; /* which token it is; 0 is the name */
+	__u32 block; /* which token is the length of the data block; 0: no block */
+	__u32 expiry; /* of enum expiry_kind */
+	__u32 exptime; /* which token it is; 0: none */
+	__u32 cas; /* likewise */
+	__u32 silent; /* it has no key, but may say noreply */
+	__u32 ends; /* the connection, without a reply unless refused */
 };
 
 struct command {
@@ -163,7 +138,6 @@ struct command {
 	__u32 key; /* where it starts; an encoded one was decoded in place */
 	__u32 klen;
 	__u32 keys; /* gat only: where the next key starts; 0: that was the last */
-	__u32 stop; /* text only: where the line's end starts, "\r\n" or "\n" */
 	__u32 head; /* bytes of the line, or of header and key */
 	__u32 block; /* bytes of the data block that follows, its end included */
 	__u32 opcode; /* binary only */
@@ -172,10 +146,7 @@ struct command {
 	/* Only while a text command is being taken apart. */
 	struct grammar grammar;
 	__u32 encoded; /* its key */
-	__u32 conditional; /* whether the exptime is set, or it may be refused */
-	__u32 refused; /* by every memcached: it changes nothing */
-	__u32 sized; /* ms: perhaps as until 1.6.9, with a flag S */
-	__u32 last; /* the last token is noreply */
+	__u32 conditional;
 };
 
 struct reply {
@@ -194,10 +165,11 @@ enum {
 	LINE_MAX = 320, /* of a command line: a key and all that may follow */
 	WINDOW = 1024, /* bytes of a stream that are looked at, at a time */
 	TOKENS_MAX = 24, /* of a command line, its end included */
+	STORE_TOKENS = 5, /* set <key> <flags> <exptime> <bytes> */
+	EXPTIME_MAX = 0x7fffffff,
 	RELATIVE_MAX = 30 * 24 * 3600, /* exptime is a time of day above it */
 	META_TOKENS_MAX = 18,
 	BLOCK_MAX = 1 << 30,
-	LENGTH_DIGITS = 11, /* of a data block's length, zeroes in front included */
 	MAGIC_REQUEST = 0x80, /* the binary protocol's first byte */
 	MAGIC_REPLY = 0x81,
 	BINARY_HEAD = 24,
@@ -257,20 +229,10 @@ __noinline int window_line(struct window *w)
 	return 0;
 }
 
-/* Where the line at `at`, of `line` bytes, has its end: "\r\n" or "\n". */
-static __always_inline __u32 line_stop(const struct window *w, __u32 at,
-				       __u32 line)
-{
-	__u32 stop = at + line - 1;
-
-	return stop - (line > 1 && window_at(w, stop - 1) == '\r');
-}
-
 /*
  * The token at `at` or behind the spaces there: where it starts and, shifted
- * by 16, where it ends, at a space or at `stop`, which is where the line's end
- * starts. They are the same at the end of the line. Only a space ends a token:
- * keys may have any other byte.
+ * by 16, where it ends, at a byte below 0x21 or at `stop`. They are the same at
+ * the end of the line.
  */
 __noinline __u32 window_token(struct window *w, __u32 at, __u32 stop)
 {
@@ -278,23 +240,14 @@ __noinline __u32 window_token(struct window *w, __u32 at, __u32 stop)
 
 	if (!w)
 		return 0;
-	for (int i = 0; i < LINE_MAX / 8 + 1 && at < stop; i++) {
-		__u64 others = word_others(window_word(w, at), ' ');
-
-		if (others) {
-			at += word_count(word_first(others));
-			break;
-		}
-		at += 8;
-	}
-	if (at > stop)
-		at = stop;
+	for (int i = 0; i < LINE_MAX && at < stop && window_at(w, at) == ' '; i++)
+		at++;
 	end = at;
 	for (int i = 0; i < LINE_MAX / 8 + 1 && end < stop; i++) {
-		__u64 spaces = word_bytes(window_word(w, end), ' ');
+		__u64 ends = word_ends(window_word(w, end));
 
-		if (spaces) {
-			end += word_count(word_first(spaces));
+		if (ends) {
+			end += word_count(word_first(ends));
 			break;
 		}
 		end += 8;
@@ -304,62 +257,33 @@ __noinline __u32 window_token(struct window *w, __u32 at, __u32 stop)
 	return at | end << 16;
 }
 
-enum {
-	NUMBER_DIGITS = 18, /* of one whose value is known */
-	NUMBER_LONG = 20, /* of the longest one of 64 bits */
-};
-/* A decimal of 64 bits, without a sign, of more digits. */
-#define NUMBER_BIG (1LL << 62)
-/* Some memcached reads a number, another none, or another one. */
-#define NUMBER_UNSURE (NUMBER_BIG + 1)
-/* No memcached reads a number. */
-#define NUMBER_NONE (NUMBER_BIG + 2)
-#define INT_LIMIT (1LL << 31)
-
 /*
- * The decimal between `at` and `end`, or one of the above. Up to 1.6.45 some are
- * read by strtol(), which takes blanks and a sign before the digits, and whatever
- * follows a blank; newer ones only digits, and a minus sign where it makes sense.
+ * The decimal between `at` and `end`, a minus sign in front if `is_signed`; a
+ * number above every limit if there is something else or too many digits.
  */
-__noinline __s64 window_number(struct window *w, __u32 at, __u32 end)
+enum { NUMBER_DIGITS = 19 };
+#define NUMBER_NONE (1LL << 62)
+
+__noinline __s64 window_number(struct window *w, __u32 at, __u32 end,
+			       bool is_signed)
 {
-	__u32 control = 0, other = 0, len;
-	bool plus, minus;
-	__u8 first;
-	__u64 n = 0;
+	bool minus;
+	__s64 n = 0;
 
 	if (!w)
 		return NUMBER_NONE;
-	minus = window_at(w, at) == '-';
-	plus = window_at(w, at) == '+';
-	if (at >= end)
+	minus = is_signed && window_at(w, at) == '-';
+	at += minus;
+	if (at >= end || end - at > NUMBER_DIGITS - 1)
 		return NUMBER_NONE;
-	at += minus | plus;
-	len = end - at;
-	first = window_at(w, at);
-	for (__u32 i = 0; i < NUMBER_LONG && at + i < end; i++) {
-		__u32 c = window_at(w, at + i), digit = c - '0' & 0xff;
+	for (__u32 i = 0; i < NUMBER_DIGITS - 1 && at + i < end; i++) {
+		__u8 c = window_at(w, at + i) - '0';
 
-		/* Without a branch: the verifier would follow each. */
-		control |= (c - 0x21) >> 31;
-		other |= (digit + 0xf6) >> 8;
-		n = n * 10 + digit;
+		if (c > 9)
+			return NUMBER_NONE;
+		n = n * 10 + c;
 	}
-	if (len > NUMBER_LONG || control)
-		return NUMBER_UNSURE;
-	if (other)
-		return NUMBER_NONE;
-	if (plus || !len)
-		return NUMBER_UNSURE;
-	if (len <= NUMBER_DIGITS)
-		return minus ? -(__s64)n : (__s64)n;
-	/* Of those of 20 digits that begin with 1, the ones beyond 64 bits have
-	 * gone round to less.
-	 */
-	if (minus || (len == NUMBER_LONG && first > '0' &&
-		      (first > '1' || n < 10000000000000000000ULL)))
-		return NUMBER_UNSURE;
-	return NUMBER_BIG;
+	return minus ? -n : n;
 }
 
 /* Where the token at `at` ends, if that is within `words` words. */
@@ -484,142 +408,138 @@ __noinline __u32 window_decode(struct window *w, __u32 at, __u32 len)
 	return total;
 }
 
-/*
- * The text commands: what each may change, and how it is answered. Versions of
- * memcached differ, most of all those up to 1.6.39 ("old") and those from 1.6.40 on
- * ("new"), which have another parser. What some version may do counts as done.
- *
- *  - An unknown name may be a new command, which may change anything. A name of
- *    fewer than two letters never is one: the answer is an error.
- *  - A data block is skipped when the command is carried out, when the item is not
- *    stored (too large, no memory, bad data chunk), and when ms refuses a flag.
- *  - There is no data block when its length is missing, not a number, negative or
- *    beyond an int: every version refuses that, and takes what follows for commands.
- *  - When another part is refused (flags that are not a number, a key that is too
- *    long), old versions take the block for commands and new ones skip it. With too
- *    many tokens, with "$" in place of a flag of ms, and with a space before the
- *    name it is the other way round. Then anything may change.
- *  - A number that its type cannot hold is cut to its low bits, or refused: the
- *    reply tells which. The length of a block is the exception, see above.
- *  - A command without a block is an error, and changes nothing, when its key is
- *    missing, or the exptime of touch, gat or flush_all is missing or not a number.
- *    Otherwise it may change its key, whatever else is wrong with it: new versions
- *    do not look at what follows the last token that they need.
- *  - Where only some versions heed noreply, there may be a reply or none
- *    (REPLY_STREAM).
- *  - Old versions end the line at a byte 0: anything may change.
- *  - lru_crawler, lru, slabs, cache_memlimit and extstore may evict items, as
- *    memcached may at any time, or free those that have expired: a GET finds no
- *    other value for it.
- *  - debugtime and debugitem, which only debug builds know, may change anything.
- *
- * A datagram is all binary or all text, by its first byte. A line or a header whose
- * end is not in the datagram is forgotten when the next one comes.
- */
-struct text_command {
-	char name[16];
-	struct grammar grammar;
-};
-
-/* clang-format off: the columns are those of struct grammar */
-const struct text_command text_commands[] = {
-	/* <name> <key> <flags> <exptime> <bytes> [noreply] */
-	{ "set", { COMMAND_WRITE, REPLY_LINE, 1, 4, 3, EXPIRY_SET, 0, 6, 0 } },
-	{ "add", { COMMAND_WRITE, REPLY_LINE, 1, 4, 3, EXPIRY_MAY, 0, 6, 0 } },
-	{ "replace", { COMMAND_WRITE, REPLY_LINE, 1, 4, 3, EXPIRY_MAY, 0, 6, 0 } },
-	/* They leave flags and exptime alone, but want them. */
-	{ "append", { COMMAND_WRITE, REPLY_LINE, 1, 4, 3, EXPIRY_KEEP, 0, 6, 0 } },
-	{ "prepend",
-	  { COMMAND_WRITE, REPLY_LINE, 1, 4, 3, EXPIRY_KEEP, 0, 6, 0 } },
-	/* cas <key> <flags> <exptime> <bytes> <cas> [noreply] */
-	{ "cas", { COMMAND_WRITE, REPLY_LINE, 1, 4, 3, EXPIRY_MAY, 5, 7, 0 } },
-	/* <name> <key> <value> [noreply] */
-	{ "incr", { COMMAND_WRITE, REPLY_LINE, 1, 0, 0, EXPIRY_KEEP, 0, 4, 0 } },
-	{ "decr", { COMMAND_WRITE, REPLY_LINE, 1, 0, 0, EXPIRY_KEEP, 0, 4, 0 } },
-	/* delete <key> [0] [noreply] */
-	{ "delete", { COMMAND_WRITE, REPLY_LINE, 1, 0, 0, EXPIRY_KEEP, 0, 4, 0 } },
-	/* touch <key> <exptime> [noreply] */
-	{ "touch", { COMMAND_WRITE, REPLY_LINE, 1, 0, 2, EXPIRY_MAY, 0, 4, 0 } },
-	/* gat <exptime> <key>* */
-	{ "gat", { COMMAND_WRITE, REPLY_LIST, 2, 0, 1, EXPIRY_LESS, 0, 0, 0 } },
-	{ "gats", { COMMAND_WRITE, REPLY_LIST, 2, 0, 1, EXPIRY_LESS, 0, 0, 0 } },
-	/* ms <key> <datalen> <flags>*: it never expires without a T */
-	{ "ms", { COMMAND_WRITE, REPLY_META, 1, 2, 0, EXPIRY_SET, 0, 0, 0 } },
-	/* <name> <key> <flags>*: some of the flags make mg a write */
-	{ "md", { COMMAND_WRITE, REPLY_META, 1, 0, 0, EXPIRY_KEEP, 0, 0, 0 } },
-	{ "ma", { COMMAND_WRITE, REPLY_META, 1, 0, 0, EXPIRY_KEEP, 0, 0, 0 } },
-	{ "mg", { COMMAND_READ, REPLY_META, 1, 0, 0, EXPIRY_KEEP, 0, 0, 0 } },
-	{ "me", { COMMAND_READ, REPLY_META, 0, 0, 0, 0, 0, 0, 0 } },
-	{ "mn", { COMMAND_READ, REPLY_NOOP, 0, 0, 0, 0, 0, 0, 0 } },
-	/* <name> <key>*; from 1.6.40 on there is no bget */
-	{ "get", { COMMAND_READ, REPLY_LIST, 0, 0, 0, 0, 0, 0, 0 } },
-	{ "gets", { COMMAND_READ, REPLY_LIST, 0, 0, 0, 0, 0, 0, 0 } },
-	{ "bget", { COMMAND_READ, REPLY_LIST, 0, 0, 0, 0, 0, 1, 0 } },
-	/* Whatever follows. */
-	{ "stats", { COMMAND_READ, REPLY_STATS, 0, 0, 0, 0, 0, 0, 0 } },
-	{ "version", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 0, 0 } },
-	{ "watch", { COMMAND_READ, REPLY_STREAM, 0, 0, 0, 0, 0, 0, 0 } },
-	{ "quit", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 0, OTHER_ENDS } },
-	/* <name> <number> [noreply] */
-	{ "verbosity", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 3, 0 } },
-	{ "cache_memlimit", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 3, 0 } },
-	/* Whatever follows; but noreply is not the same to every memcached. */
-	{ "lru", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 1, 0 } },
-	{ "slabs", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 1, 0 } },
-	{ "extstore", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 1, 0 } },
-	{ "misbehave", { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 1, 0 } },
-	/* metadump and mgdump list the keys. */
-	{ "lru_crawler",
-	  { COMMAND_READ, REPLY_LINE, 0, 0, 0, 0, 0, 1, OTHER_DUMPS } },
-	/* OK, or whatever the TLS library has to say. */
-	{ "refresh_certs", { COMMAND_READ, REPLY_STREAM, 0, 0, 0, 0, 0, 0, 0 } },
-	/* flush_all [delay] [noreply] */
-	{ "flush_all", { COMMAND_FLUSH, REPLY_LINE, 0, 0, 1, 0, 0, 3, 0 } },
-	/* shutdown [graceful]: an error, or the end of all. */
-	{ "shutdown", { COMMAND_FLUSH, REPLY_STREAM, 0, 0, 0, 0, 0, 0, 0 } },
-};
-/* clang-format on */
-
-enum { TEXT_COMMANDS = sizeof(text_commands) / sizeof(text_commands[0]) };
-
-/* The eight bytes at `at`, of which `len` belong to a name. */
-static __always_inline __u64 name_word(const struct window *w, __u32 at, __u32 len)
+/* The commands of doc/protocol.txt. Any other is new, or data, or broken. */
+static __always_inline struct grammar grammar_of(__u64 name)
 {
-	__u64 word = window_word(w, at);
+	struct grammar g = {};
 
-	return len < 8 ? word & ((1ULL << len * 8) - 1) : word;
-}
-
-/* Finds the grammar of the command whose name is there. False if it is unknown. */
-__noinline int command_name(struct window *w, struct command *c, __u32 at,
-			    __u32 end)
-{
-	__u32 len = end - at;
-	__u64 name, rest;
-
-	if (!w || !c || len > sizeof(text_commands[0].name))
-		return false;
-	if (len < 2) {
-		c->grammar.kind = COMMAND_READ;
-		c->grammar.reply = REPLY_LIST;
-		c->grammar.noreply = 1;
-		return true;
+	switch (name) {
+	case NAME('s', 'e', 't', 0, 0, 0, 0, 0):
+		/* set <key> <flags> <exptime> <bytes> [noreply] */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LINE,
+				      .key = 1,
+				      .block = 4,
+				      .expiry = EXPIRY_SET,
+				      .exptime = 3 };
+		break;
+	case NAME('a', 'd', 'd', 0, 0, 0, 0, 0):
+	case NAME('r', 'e', 'p', 'l', 'a', 'c', 'e', 0):
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LINE,
+				      .key = 1,
+				      .block = 4,
+				      .expiry = EXPIRY_MAY,
+				      .exptime = 3 };
+		break;
+	case NAME('c', 'a', 's', 0, 0, 0, 0, 0):
+		/* cas <key> <flags> <exptime> <bytes> <cas> [noreply] */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LINE,
+				      .key = 1,
+				      .block = 4,
+				      .expiry = EXPIRY_MAY,
+				      .exptime = 3,
+				      .cas = 5 };
+		break;
+	case NAME('a', 'p', 'p', 'e', 'n', 'd', 0, 0):
+	case NAME('p', 'r', 'e', 'p', 'e', 'n', 'd', 0):
+		/* They leave flags and exptime alone, but want them. */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LINE,
+				      .key = 1,
+				      .block = 4,
+				      .exptime = 3 };
+		break;
+	case NAME('i', 'n', 'c', 'r', 0, 0, 0, 0):
+	case NAME('d', 'e', 'c', 'r', 0, 0, 0, 0):
+	case NAME('d', 'e', 'l', 'e', 't', 'e', 0, 0):
+		/* incr <key> <value> [noreply] */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LINE,
+				      .key = 1 };
+		break;
+	case NAME('t', 'o', 'u', 'c', 'h', 0, 0, 0):
+		/* touch <key> <exptime> [noreply] */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LINE,
+				      .key = 1,
+				      .expiry = EXPIRY_MAY,
+				      .exptime = 2 };
+		break;
+	case NAME('g', 'a', 't', 0, 0, 0, 0, 0):
+	case NAME('g', 'a', 't', 's', 0, 0, 0, 0):
+		/* gat <exptime> <key>* */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_LIST,
+				      .key = 2,
+				      .expiry = EXPIRY_LESS,
+				      .exptime = 1 };
+		break;
+	case NAME('m', 's', 0, 0, 0, 0, 0, 0):
+		/* ms <key> <datalen> <flags>*; it never expires without a T */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_META,
+				      .key = 1,
+				      .block = 2,
+				      .expiry = EXPIRY_SET };
+		break;
+	case NAME('m', 'd', 0, 0, 0, 0, 0, 0):
+	case NAME('m', 'a', 0, 0, 0, 0, 0, 0):
+		/* md <key> <flags>* */
+		g = (struct grammar){ .kind = COMMAND_WRITE,
+				      .reply = REPLY_META,
+				      .key = 1 };
+		break;
+	case NAME('m', 'g', 0, 0, 0, 0, 0, 0):
+		/* mg <key> <flags>*: some of the flags make it a write */
+		g = (struct grammar){ .kind = COMMAND_READ,
+				      .reply = REPLY_META,
+				      .key = 1 };
+		break;
+	case NAME('m', 'e', 0, 0, 0, 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_META };
+		break;
+	case NAME('m', 'n', 0, 0, 0, 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_NOOP };
+		break;
+	case NAME('g', 'e', 't', 0, 0, 0, 0, 0):
+	case NAME('g', 'e', 't', 's', 0, 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_LIST };
+		break;
+	case NAME('s', 't', 'a', 't', 's', 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_STATS };
+		break;
+	case NAME('v', 'e', 'r', 's', 'i', 'o', 'n', 0):
+		g = (struct grammar){ .kind = COMMAND_READ, .reply = REPLY_LINE };
+		break;
+	case NAME('v', 'e', 'r', 'b', 'o', 's', 'i', 't'):
+		/* verbosity <level> [noreply] */
+		g = (struct grammar){ .kind = COMMAND_READ,
+				      .reply = REPLY_LINE,
+				      .silent = true };
+		break;
+	case NAME('w', 'a', 't', 'c', 'h', 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ,
+				      .reply = REPLY_STREAM };
+		break;
+	case NAME('q', 'u', 'i', 't', 0, 0, 0, 0):
+		g = (struct grammar){ .kind = COMMAND_READ,
+				      .reply = REPLY_LINE,
+				      .ends = true };
+		break;
+	case NAME('f', 'l', 'u', 's', 'h', '_', 'a', 'l'):
+		/* flush_all [delay] [noreply] */
+		g = (struct grammar){ .kind = COMMAND_FLUSH,
+				      .reply = REPLY_LINE,
+				      .exptime = 1 };
+		break;
+	case NAME('s', 'h', 'u', 't', 'd', 'o', 'w', 'n'):
+		g = (struct grammar){ .kind = COMMAND_FLUSH,
+				      .reply = REPLY_STREAM };
+		break;
 	}
-	name = name_word(w, at, len);
-	rest = len > 8 ? name_word(w, at + 8, len - 8) : 0;
-	for (__u32 i = 0; i < TEXT_COMMANDS; i++) {
-		const __u64 *words = (const __u64 *)text_commands[i].name;
-
-		__u64 differs = words[0] ^ name;
-
-		/* As one: the verifier would go on with each first half. */
-		barrier_var(differs);
-		if (differs | (words[1] ^ rest))
-			continue;
-		c->grammar = text_commands[i].grammar;
-		return true;
-	}
-	return false;
+	return g;
 }
 
 static __always_inline bool is_noreply(const struct window *w, __u32 at, __u32 end)
@@ -629,55 +549,36 @@ static __always_inline bool is_noreply(const struct window *w, __u32 at, __u32 e
 		       NAME('n', 'o', 'r', 'e', 'p', 'l', 'y', 0) << 8;
 }
 
-/*
- * An exptime, cut as memcached may cut it. If it is not known the item may end at
- * once: then it is one of which nothing is known.
- */
-static __always_inline void command_ends(struct command *c, __s64 exptime)
-{
-	c->conditional |= exptime != (__s32)exptime;
-	c->exptime = (__s32)exptime;
-	if (exptime < NUMBER_BIG)
-		return;
-	c->exptime = -1;
-	c->expiry = EXPIRY_LESS;
-}
-
-/*
- * A flag of a meta command: a letter, perhaps with something behind it. False if a
- * data block may be taken for commands because of it.
- */
+/* A flag of a meta command: a letter, perhaps with something behind it. */
 __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 			    __u32 end)
 {
-	__u8 flag, mode;
+	__u8 mode;
 	__s64 n;
 
 	if (!w || !c)
 		return false;
-	flag = window_at(w, start);
-	switch (flag) {
+	switch (window_at(w, start)) {
 	case 'T':
 	case 'N':
-		n = window_number(w, start + 1, end);
-		c->kind = COMMAND_WRITE;
-		if (n == NUMBER_NONE)
-			break; /* refused */
+		n = window_number(w, start + 1, end, true);
+		if (n > EXPTIME_MAX || n < -EXPTIME_MAX)
+			return false;
 		/* The lesser one, if there are both and they compare. */
-		if (n >= NUMBER_BIG ||
-		    (c->exptime && n &&
-		     (c->exptime > RELATIVE_MAX) != ((__s32)n > RELATIVE_MAX))) {
-			command_ends(c, NUMBER_UNSURE);
-			break;
-		}
-		c->conditional |= n != (__s32)n;
-		n = (__s32)n;
+		if (c->exptime && n &&
+		    (c->exptime > RELATIVE_MAX) != (n > RELATIVE_MAX))
+			return false;
 		if (!c->exptime || (n && n < c->exptime))
 			c->exptime = n;
-		if (flag == 'N')
+		if (window_at(w, start) == 'N')
 			c->expiry = EXPIRY_LESS;
 		else if (c->expiry == EXPIRY_KEEP)
 			c->expiry = EXPIRY_MAY;
+		c->kind = COMMAND_WRITE;
+		break;
+	case 'R':
+	case 'E':
+		c->kind = COMMAND_WRITE;
 		break;
 	case 'q':
 		c->optional = true;
@@ -694,39 +595,14 @@ __noinline int command_flag(struct window *w, struct command *c, __u32 start,
 	case 'I': /* an outdated one keeps the item's time */
 		c->expiry = EXPIRY_LESS;
 		break;
-	case 'S':
-		c->sized = true;
-		c->kind = COMMAND_WRITE;
-		break;
 	case 'C':
 		c->conditional = true;
 		break;
-	/* They change nothing. */
-	case 'D':
-	case 'F':
-	case 'J':
-	case 'L':
-	case 'O':
-	case 'P':
-	case 'c':
-	case 'f':
-	case 'h':
-	case 'k':
-	case 'l':
-	case 's':
-	case 't':
-	case 'u':
-	case 'v':
-		break;
-	default: /* R, E, x, and what is to come */
-		c->kind = COMMAND_WRITE;
 	}
-	/* From 1.6.40 on what begins with another byte is not even a flag. */
-	return !c->grammar.block || (flag > 64 && flag < 123) ||
-	       (flag >= '0' && flag <= '9');
+	return true;
 }
 
-/* A token of the command, not its name or key. False if anything may happen. */
+/* A token of the command, not its name or key. False if memcached may refuse it. */
 __noinline int command_token(struct window *w, struct command *c, __u32 token,
 			     __u32 start, __u32 end)
 {
@@ -736,109 +612,52 @@ __noinline int command_token(struct window *w, struct command *c, __u32 token,
 	if (!w || !c)
 		return false;
 	g = &c->grammar;
-	if (g->reply == REPLY_META && token != g->block)
-		return command_flag(w, c, start, end);
-	if (token != g->block && token != g->exptime && token != g->cas &&
-	    !(g->block && token == 2))
-		return true;
-	n = window_number(w, start, end);
 	if (token == g->block) {
+		n = window_number(w, start, end, false);
 		c->block = n + 2;
-		c->sized |= window_at(w, start) == 'S';
-		if (n >= 0 && n <= BLOCK_MAX)
-			return end - start <= LENGTH_DIGITS;
-		/* One that every memcached refuses has no block. */
-		c->refused = true;
-		return n == NUMBER_NONE || (n < 0 && n >= -INT_LIMIT) ||
-		       (n > INT_LIMIT - 3 && n < 2 * INT_LIMIT);
+		return n <= BLOCK_MAX;
+	}
+	if (g->reply == REPLY_META)
+		return command_flag(w, c, start, end);
+	if ((!g->block || token > g->block + !!g->cas) && end - start == 7 &&
+	    window_word(w, start) << 8 ==
+		    NAME('n', 'o', 'r', 'e', 'p', 'l', 'y', 0) << 8) {
+		c->optional = true;
+		return true;
 	}
 	if (token == g->exptime) {
-		command_ends(c, n);
-		if (g->block)
-			return n < NUMBER_BIG;
-		c->refused = n == NUMBER_NONE;
-		/* When a flush takes effect must be known. */
-		return n < NUMBER_BIG || c->refused || g->kind == COMMAND_WRITE;
+		n = window_number(w, start, end, true);
+		c->exptime = n;
+		return n <= EXPTIME_MAX && n >= -EXPTIME_MAX;
 	}
-	/* flags, of which the low bits count, or the unique number */
-	c->conditional |= n > 0xffffffffLL;
-	return n >= 0 && n <= NUMBER_BIG;
-}
-
-/* Whether there is a byte 0 from `at` on and before `stop`. */
-static __always_inline bool line_has_zero(const struct window *w, __u32 at,
-					  __u32 stop)
-{
-	for (__u32 i = 0; i < LINE_MAX / 8 && at < stop; i++) {
-		__u64 zeroes = word_bytes(window_word(w, at), 0);
-
-		if (zeroes)
-			return at + word_count(word_first(zeroes)) < stop;
-		at += 8;
-	}
-	return false;
-}
-
-/* The text command is an error to every memcached; its line is all there is of it. */
-static __always_inline void command_refuse(struct command *c, bool certain)
-{
-	c->kind = COMMAND_READ;
-	c->reply = certain ? REPLY_LIST : REPLY_STREAM;
-	c->block = 0;
+	if (token == g->cas)
+		return window_number(w, start, end, false) != NUMBER_NONE;
+	/* flags, of 32 bits */
+	if (g->block && token == 2)
+		return window_number(w, start, end, false) <= 0xffffffffLL;
+	return true;
 }
 
 /*
- * What the text command comes to, all of its tokens but for the keys of a gat
- * having been looked at: of `tokens` there are. `spaces` come before its name.
+ * Whether the line from `at` to `stop` has no control characters but those that
+ * end it: memcached has its own mind about them.
  */
-__noinline int command_whole(struct window *w, struct command *c, __u32 tokens,
-			     bool spaces)
+static __always_inline bool line_is_plain(const struct window *w, __u32 at,
+					  __u32 stop)
 {
-	const struct grammar *g;
-	__u32 most;
+	for (__u32 i = 0; i < LINE_MAX / 8; i++) {
+		__u64 v = window_word(w, at);
+		__u64 less = (v - 0x2020202020202020ULL) & ~v &
+			     0x8080808080808080ULL;
 
-	if (!w || !c)
-		return false;
-	g = &c->grammar;
-	/* A token is missing: an error, even with noreply. */
-	if (g->key && (!c->klen || tokens <= g->block || tokens <= g->exptime)) {
-		command_refuse(c, !spaces);
-		return true;
-	}
-	if (g->block) {
-		if (c->refused) {
-			command_refuse(c, !c->last);
-			return !c->sized;
+		if (less) {
+			at += word_count(word_first(less));
+			return at + 1 == stop ||
+			       (at + 2 == stop && window_at(w, at) == '\r');
 		}
-		/* Old versions take just so many. */
-		most = g->cas ? g->cas + 2 : g->block + 2;
-		if (!g->noreply)
-			most = META_TOKENS_MAX;
-		if (tokens > most || tokens <= g->cas || c->klen > BMC_KEY_MAX)
-			return false;
+		at += 8;
 	}
-	/* But in "flush_all noreply" that is not the exptime. */
-	if (c->refused && !(g->kind == COMMAND_FLUSH && c->last && tokens == 2))
-		command_refuse(c, true);
-	if (g->noreply && (c->last || tokens == TOKENS_MAX)) {
-		c->optional = true;
-		if (tokens - 1 <= g->key || tokens > g->noreply)
-			c->reply = REPLY_STREAM;
-	}
-	/* "mn\n" is too short for 1.6.40 and later. */
-	if (spaces || (g->reply == REPLY_NOOP && c->head < 4))
-		c->reply = REPLY_STREAM;
-	if (c->reply == REPLY_STREAM)
-		c->optional = false;
-	if (c->expiry == EXPIRY_SET && c->conditional)
-		c->expiry = EXPIRY_MAY;
-	if (c->kind == COMMAND_WRITE && g->reply == REPLY_LIST)
-		c->keys = c->key + c->klen;
-	if (c->kind == COMMAND_WRITE && c->encoded) {
-		c->klen = window_decode(w, c->key, c->klen);
-		return c->klen > 0;
-	}
-	return true;
+	return false;
 }
 
 /*
@@ -849,50 +668,69 @@ __noinline int command_whole(struct window *w, struct command *c, __u32 tokens,
  */
 __noinline int command_text(struct window *w, struct command *c, __u32 line)
 {
-	__u32 start, end, pos, token, stop;
-	const struct grammar *g;
-	bool spaces;
+	__u32 start, end, pos, token, stop, fewest;
+	struct grammar *g;
+	__u64 name;
 
-	if (!w || !c || !line || line > LINE_MAX)
+	if (!w || !c || line < 2 || line > LINE_MAX)
 		return false;
 	g = &c->grammar;
-	stop = line_stop(w, w->at, line);
-	c->stop = stop;
-	c->head = line;
-	pos = window_token(w, w->at, stop);
-	start = pos & 0xffff;
-	end = pos >> 16;
-	/* From 1.6.40 on many names are not found behind a space. */
-	spaces = start != w->at && end - start > 1;
-	if (!command_name(w, c, start, end) || (spaces && g->block) ||
-	    line_has_zero(w, w->at, stop))
-		return false;
+	start = w->at;
+	stop = start + line;
+	end = window_token(w, start, stop) >> 16;
+	name = window_word(w, start);
+	if (end - start < 8)
+		name &= (1ULL << (end - start) * 8) - 1;
+	*g = grammar_of(name);
 	c->kind = g->kind;
 	c->reply = g->reply;
 	c->expiry = g->expiry;
-	c->optional = g->other == OTHER_ENDS;
+	c->optional = g->ends;
+	c->head = line;
+	if ((g->kind != COMMAND_READ || g->key || g->silent) &&
+	    !line_is_plain(w, start, stop))
+		return false;
 	for (token = 1; token < TOKENS_MAX; token++) {
 		pos = window_token(w, end, stop);
 		start = pos & 0xffff;
 		end = pos >> 16;
 		if (start >= end)
 			break;
-		c->last = is_noreply(w, start, end);
 		if (token == g->key) {
 			c->key = start;
 			c->klen = end - start;
 			/* gat: the others are for command_next_key(). */
 			if (g->reply == REPLY_LIST)
 				break;
-		} else if (g->key || g->exptime) {
-			if (!command_token(w, c, token, start, end))
-				return false;
-		} else if (g->other == OTHER_DUMPS && token == 1 &&
-			   window_at(w, start) == 'm') {
-			c->reply = REPLY_STREAM;
+		} else if ((g->key || g->exptime || g->silent) &&
+			   !command_token(w, c, token, start, end)) {
+			return false;
 		}
 	}
-	return command_whole(w, c, token, spaces);
+	if (c->kind != COMMAND_WRITE)
+		return c->kind && (token <= 3 || c->kind == COMMAND_READ);
+	if (g->reply == REPLY_LIST) {
+		c->keys = end;
+		return c->klen && g->key;
+	}
+	if (!c->klen || token <= g->exptime || token == TOKENS_MAX)
+		return false;
+	if (c->expiry == EXPIRY_SET && c->conditional)
+		c->expiry = EXPIRY_MAY;
+	if (g->block) {
+		/* Just as many tokens as memcached wants, or it refuses. */
+		fewest = g->cas ? STORE_TOKENS + 1 : STORE_TOKENS;
+		if (!c->block || c->klen > BMC_KEY_MAX)
+			return false;
+		if (g->exptime ? token < fewest || token > fewest + 1
+			       : token > META_TOKENS_MAX)
+			return false;
+	}
+	if (c->encoded) {
+		c->klen = window_decode(w, c->key, c->klen);
+		return c->klen > 0;
+	}
+	return true;
 }
 
 /* The next of the keys that a gat names; false after the last. */
@@ -902,7 +740,7 @@ static __always_inline bool command_next_key(struct window *w, struct command *c
 
 	if (!c->keys)
 		return false;
-	pos = window_token(w, c->keys, c->stop);
+	pos = window_token(w, c->keys, w->at + c->head);
 	c->key = pos & 0xffff;
 	c->keys = pos >> 16;
 	c->klen = c->keys - c->key;
@@ -1149,15 +987,14 @@ static __always_inline int command_parse(struct window *w, struct command *c,
 static __always_inline int reply_value(struct window *w, struct reply *r,
 				       int token)
 {
-	__u32 stop = line_stop(w, w->at, r->head);
-	__u32 at = window_token(w, w->at, stop);
+	__u32 stop = w->at + r->head, at = window_token(w, w->at, stop);
 	__s64 n;
 
 	for (int i = 0; i < token; i++)
 		at = window_token(w, at >> 16, stop);
-	n = window_number(w, at & 0xffff, at >> 16);
+	n = window_number(w, at & 0xffff, at >> 16, false);
 	r->block = n + 2;
-	return n >= 0 && n <= BLOCK_MAX;
+	return n <= BLOCK_MAX;
 }
 
 /* The reply, or part of one, that is a line: r->head bytes at w->at. */

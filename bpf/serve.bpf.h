@@ -431,25 +431,13 @@ static __always_inline void udp_passed(struct __sk_buff *skb,
 				       struct bmc_scratch *s,
 				       struct bmc_stats *st, int why)
 {
-	if (why == COUNTER(pass_gso) || why == COUNTER(pass_header)) {
-		st->pass_header += why == COUNTER(pass_header);
-		walk_datagrams(skb, s, st);
-		return;
-	}
 	count(st, why);
 	if (!s->text_len) {
 		/* It does not get there, or is one of several, which memcached
 		 * does not read.
 		 */
-		if (s->l4_len && why != COUNTER(pass_frame)) {
-			/* So that what it starts with can be noted. */
-			window_empty(&s->window);
-			s->text = s->l4 + UDP_LEN + FRAME_LEN;
-			s->text_len = skb->len - s->text;
-			flush_all(skb, s, st,
-				  bpf_ktime_get_coarse_ns() + BMC_APPLY_NS,
-				  FLUSH_UNREAD);
-		}
+		if (s->l4_len && why != COUNTER(pass_frame))
+			flush_all(st, bpf_ktime_get_coarse_ns() + BMC_APPLY_NS);
 		return;
 	}
 	lease_refuse(s);
@@ -464,7 +452,8 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	__u32 off = s->l4 + UDP_LEN + FRAME_LEN, len, at, n;
 	struct window *win = &s->window;
 	bool leased;
-	__u64 frame, bytes;
+	__u64 frame;
+	__s64 bytes;
 
 	if (!st || s->l4_len <= UDP_LEN + FRAME_LEN)
 		return;
@@ -509,22 +498,18 @@ static __always_inline void reply_seen(struct __sk_buff *skb,
 	at = VALUE_LEN + s->klen;
 	if (window_at(win, at) != ' ')
 		goto refuse;
-	at = token_end(win, at + 1, 3); /* flags */
-	if (window_at(win, at) != ' ')
-		goto refuse;
-	bytes = window_few_digits(win, at + 1);
-	at += 1 + (bytes & 0xff);
-	if (!(bytes & 0xff) || bytes >> 8 > BMC_REPLY_MAX || at + 2 > n ||
+	at = window_token(win, at, n) >> 16; /* flags */
+	at = window_token(win, at, n);
+	bytes = window_number(win, at & 0xffff, at >> 16, false);
+	at >>= 16;
+	if (bytes < 0 || bytes > BMC_REPLY_MAX ||
 	    (__u16)window_word(win, at) != TEXT_CRLF)
 		goto refuse;
-	at += 2 + (bytes >> 8); /* where the value ends */
+	at += 2 + (__u32)bytes; /* where the value ends */
 	if (at + 2 + END_LEN != len || len > BMC_REPLY_MAX)
 		goto refuse;
 	if (!tc_before(skb, off + len, &frame) ||
 	    frame >> 8 != (TEXT_CRLF | TEXT_END << 16))
-		goto refuse;
-	/* memcached sends no several datagrams at once: their headers would be in it. */
-	if (skb->gso_size)
 		goto refuse;
 	switch (cache_fill(skb, s, off, at + 2)) {
 	case FILL_DONE:

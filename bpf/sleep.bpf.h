@@ -59,13 +59,9 @@ static long balance_add(__u32 cpu, void *arg)
 /* The quarantine comes first, as for a write. */
 static __always_inline void cache_wake(struct bmc_global *g, __u64 word)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct bmc_peers nobody = {};
-
-	hold_raise(&g->hold, now + DEEP_NS, 0);
+	hold_raise(&g->hold, bpf_ktime_get_coarse_ns() + DEEP_NS, 0);
 	(void)__sync_val_compare_and_swap(&g->word, word,
 					  word + BMC_GEN - BMC_ASLEEP);
-	offender_none(&nobody, FLUSH_WOKEN, now + DEEP_NS, now);
 }
 
 /*

@@ -325,7 +325,6 @@ static __always_inline void flow_reset(struct bmc_flow *flow)
 	flow->deep = false;
 	flow->vague = false;
 	flow->found = 0;
-	flow->urgent = false;
 	flow->good = 0;
 	flow->asked = flow->answered;
 	flow->blocks = false;

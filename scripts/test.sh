@@ -50,7 +50,7 @@ before=$(git status --porcelain)
 
 need "${build_needs[@]}" "${network_needs[@]}" tmux clang-16 clang-14 clang-format-19 \
 	libclang-rt-19-dev python3-pymemcache dpkg-dev systemd \
-	nftables iptables ansible-core python3-apt prometheus prometheus-node-exporter
+	ansible-core python3-apt prometheus prometheus-node-exporter
 for component in rustfmt clippy; do
 	cargo "${component/rust/}" --version >/dev/null 2>&1 || rustup component add "$component"
 done

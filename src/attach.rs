@@ -62,7 +62,6 @@ use crate::skel::types::bmc_prefix4;
 use crate::skel::types::bmc_prefix6;
 use crate::stats;
 use crate::system;
-use crate::translation;
 
 /// Sources that are answered unless `--allow` says otherwise: the private,
 /// link-local, loopback and unique-local networks.
@@ -91,7 +90,6 @@ pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
     }
     let targets = targets(args)?;
     for target in &targets {
-        check_link(&target.device)?;
         check_conflicts(target, name, old.as_ref())?;
     }
 
@@ -105,7 +103,6 @@ pub fn attach(args: &cli::Attach, name: &str) -> Result<()> {
         check_memory(args.memory)?;
     }
     memcached::check(&args.interfaces, &args.ports())?;
-    translation::check(&args.ports())?;
     let config = loading.configure(args, kept.as_ref())?;
     let skel = loading.load()?;
 
@@ -213,29 +210,14 @@ fn targets(args: &cli::Attach) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// None if it is gone meanwhile: attaching says so.
-fn link(device: &Device) -> Result<Option<netlink::Link>> {
-    match netlink::link(device.index) {
-        Ok(link) => Ok(Some(link)),
-        Err(err) if err.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
-        Err(err) => Err(err).with_context(|| format!("cannot look at {}", device.first_name)),
-    }
-}
-
-/// Fails if the programs could not read what comes by there.
-fn check_link(device: &Device) -> Result<()> {
-    if link(device)?.is_some_and(|link| link.is_bare) {
-        bail!(
-            "{} has packets without an Ethernet header, which bmc does not read",
-            device.first_name
-        );
-    }
-    Ok(())
-}
-
 /// See [`netlink::Link::drops_replies`].
 fn drops_replies(device: &Device) -> Result<Option<bool>> {
-    Ok(link(device)?.map_or(Some(false), |link| link.drops_replies()))
+    match netlink::link(device.index) {
+        Ok(link) => Ok(link.drops_replies()),
+        // Gone meanwhile: attaching says so.
+        Err(err) if err.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(Some(false)),
+        Err(err) => Err(err).with_context(|| format!("cannot look at {}", device.first_name)),
+    }
 }
 
 fn xdp(device: &Device) -> Result<Xdp> {

@@ -25,7 +25,7 @@ use crate::bench::cases::Case;
 use crate::layout;
 
 /// How many `struct bmc_config` has room for.
-pub const PORTS_MAX: usize = 16;
+const PORTS_MAX: usize = 16;
 const ALLOW_MAX: usize = 32; // for each address family
 
 const INSTANCE_MAX: usize = 128;
@@ -126,11 +126,9 @@ pub enum Command {
         json: bool,
     },
 
-    /// Show the counters, and who emptied the cache
+    /// Show the counters
     ///
-    /// The counters count from the attachment on and are never reset. Whatever had
-    /// every entry forgotten of late is shown with its client, its reason and how its
-    /// text starts (table and JSON).
+    /// They count from the attachment on and are never reset.
     Stats(Stats),
 
     /// Show what is cached

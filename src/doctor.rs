@@ -9,7 +9,6 @@
 mod host;
 mod interface;
 mod memcached;
-mod translation;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,11 +23,9 @@ use serde_json::json;
 use terminal_size::Width;
 use terminal_size::terminal_size_of;
 
-use crate::cli;
 use crate::instance::Instance;
 use crate::instance::Interface;
 use crate::instance::Lock;
-use crate::instance::ports;
 use crate::system;
 
 /// How bad it is.
@@ -153,14 +150,6 @@ impl<'a> Patient<'a> {
         Self { name, bmc: bmc(name), own, attached, is_elsewhere, is_hidden: lock.is_err() }
     }
 
-    /// The ports that are watched, or that `bmc attach` watches without `--port`.
-    fn watched(&self) -> Vec<u16> {
-        match self.own.as_ref().and_then(|own| own.config().ok()) {
-            Some(config) => ports(&config),
-            None => cli::Attach::with(&[]).map_or(Vec::new(), |args| args.ports),
-        }
-    }
-
     /// The command that attaches it to these interfaces and to its own, with what there
     /// is to say of it.
     fn attach(&self, interfaces: &[String], comment: Option<&str>) -> String {
@@ -201,13 +190,10 @@ pub fn run(
     let host = host::Host::read(&patient);
     let interfaces = interface::Interfaces::read(interfaces, &patient);
     let memcacheds = memcached::Memcacheds::read(&patient);
-    let translations = translation::Translations::read(&patient);
     drop(lock);
 
     let everywhere = memcacheds.listen_everywhere();
-    let findings =
-        [host.judge(), interfaces.judge(everywhere), memcacheds.judge(), translations.judge()]
-            .concat();
+    let findings = [host.judge(), interfaces.judge(everywhere), memcacheds.judge()].concat();
     if as_json {
         let object = json!({
             "version": env!("CARGO_PKG_VERSION"),

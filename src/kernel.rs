@@ -30,7 +30,6 @@ use std::time::Duration;
 
 use libbpf_rs::MapCore;
 use libbpf_rs::libbpf_sys as sys;
-use nix::libc;
 use nix::sys::mman::MapFlags;
 use nix::sys::mman::ProtFlags;
 use nix::sys::mman::mmap;
@@ -65,28 +64,6 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// `size_of::<T>()`, in the type of the `sz` fields.
 fn sz<T>() -> sys::size_t {
     size_of::<T>() as sys::size_t
-}
-
-/// Reads an option of a socket that nix does not know. The kernel also reads the buffer,
-/// where an option takes arguments; returns how much of it was written.
-pub fn socket_option(
-    socket: BorrowedFd<'_>,
-    level: c_int,
-    option: c_int,
-    buffer: &mut [u8],
-) -> io::Result<usize> {
-    let mut len = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `len` bytes, which the buffer has.
-    let ret = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            buffer.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if ret == 0 { Ok(len as usize) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A descriptor for calls that want one and do nothing with it.
@@ -347,8 +324,6 @@ unsafe impl Plain for types::rodata {}
 unsafe impl Plain for types::bmc_bucket {}
 // SAFETY: only integers.
 unsafe impl Plain for types::bmc_global {}
-// SAFETY: only integers.
-unsafe impl Plain for types::bmc_offenders {}
 // SAFETY: only integers.
 unsafe impl Plain for types::bmc_pool {}
 // SAFETY: only integers.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-only OR BSD-2-Clause
 //! Questions by netlink that libbpf does not ask: the interfaces and filters of
-//! rtnetlink, the features and channels of ethtool, the rules and connections of
-//! netfilter. Nothing here changes anything.
+//! rtnetlink, the features and channels of ethtool. Nothing here changes anything.
 //!
 //! Of the answers, only what is wanted is read: nothing else in them, which may be of
 //! a later kernel, can make a question fail.
@@ -26,11 +25,7 @@ use netlink_packet_core::NlasIterator;
 use netlink_sys::Socket;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_GENERIC;
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use nix::errno::Errno;
-use nix::libc::MSG_PEEK;
-use nix::libc::MSG_TRUNC;
 
 /// A message of any family.
 struct Message<const HEAD: usize> {
@@ -65,8 +60,8 @@ impl<const HEAD: usize> NetlinkDeserializable for Message<HEAD> {
 }
 
 /// Attributes, each with its length and its kind before it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Attributes(Vec<u8>);
+#[derive(Default)]
+struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// A single one.
@@ -77,14 +72,8 @@ impl Attributes {
         Self(bytes)
     }
 
-    /// As the kernel has sent them.
-    #[cfg(test)]
-    pub(crate) fn recorded(bytes: &[u8]) -> Self {
-        Self(bytes.into())
-    }
-
     /// The values of all of a kind, up to what is malformed.
-    pub(crate) fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
+    fn all(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
         let attributes = NlasIterator::new(&self.0[..]).map_while(Result::ok);
         attributes.filter(move |attribute| attribute.kind() == kind).map(|attribute| {
             let end = usize::from(attribute.length());
@@ -92,27 +81,12 @@ impl Attributes {
         })
     }
 
-    /// The first value of a kind.
-    pub(crate) fn first(&self, kind: u16) -> Option<&[u8]> {
-        self.all(kind).next()
-    }
-
-    pub(crate) fn nested(&self, kind: u16) -> Self {
+    fn nested(&self, kind: u16) -> Self {
         Self(self.all(kind).collect::<Vec<_>>().concat())
     }
 
-    /// Each list of attributes of a kind, apart.
-    pub(crate) fn lists(&self, kind: u16) -> impl Iterator<Item = Self> {
-        self.all(kind).map(|list| Self(list.into()))
-    }
-
-    /// A number as netfilter writes it.
-    pub(crate) fn big_endian(&self, kind: u16) -> Option<u32> {
-        Some(u32::from_be_bytes(self.first(kind)?.try_into().ok()?))
-    }
-
     fn number(&self, kind: u16) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.first(kind)?.try_into().ok()?))
+        Some(u32::from_ne_bytes(self.all(kind).next()?.try_into().ok()?))
     }
 
     /// The index of an interface; 0 stands for none.
@@ -120,8 +94,8 @@ impl Attributes {
         self.number(kind).and_then(|index| index.try_into().ok()).filter(|index| *index != 0)
     }
 
-    pub(crate) fn text(&self, kind: u16) -> Option<String> {
-        self.first(kind).map(text)
+    fn text(&self, kind: u16) -> Option<String> {
+        self.all(kind).next().map(text)
     }
 }
 
@@ -147,15 +121,8 @@ fn ask<const HEAD: usize>(
     socket.send(&bytes, 0)?;
 
     let mut answers = Vec::new();
-    // The kernel puts as much of a list into a packet as has been asked for once, but no
-    // more than this.
-    let mut packet = Vec::with_capacity(32 << 10);
     loop {
-        packet.clear();
-        let size = socket.recv(&mut packet, MSG_PEEK | MSG_TRUNC)?;
-        packet.clear();
-        packet.reserve(size);
-        socket.recv(&mut packet, 0)?;
+        let (packet, _) = socket.recv_from_full()?;
         let mut rest = &packet[..];
         while !rest.is_empty() {
             let message = NetlinkMessage::<Message<HEAD>>::deserialize(rest)
@@ -185,8 +152,6 @@ pub struct Link {
     pub name: String,
     /// Whether it was set up.
     pub is_up: bool,
-    /// Whether its packets have no Ethernet header, as those of many tunnels.
-    pub is_bare: bool,
     /// Whether there is a network at it.
     pub has_carrier: bool,
     /// The largest packet that it takes, without the link-layer header; bytes.
@@ -240,11 +205,6 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Its index, if it is in this network namespace.
-    pub fn here(self) -> Option<i32> {
-        self.netns.is_none().then_some(self.index)
-    }
-
     /// Whether it has an XDP program of its own, in its driver.
     fn has_xdp(self) -> io::Result<bool> {
         const XDP: u16 = 43; // IFLA_*
@@ -271,8 +231,6 @@ impl Link {
     }
 
     fn read(message: &Message<IFINFOMSG>) -> Self {
-        const ETHER: u16 = 1; // ARPHRD_*
-        const LOOPBACK: u16 = 772;
         const UP: u32 = 1 << 0; // IFF_*
         const LOWER_UP: u32 = 1 << 16;
         const NAME: u16 = 3; // IFLA_IFNAME, and the other IFLA_*
@@ -286,7 +244,7 @@ impl Link {
         const KIND: u16 = 1; // IFLA_INFO_*
         const SLAVE_KIND: u16 = 4;
 
-        let [_, _, t0, t1, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.head;
+        let [_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = message.head;
         let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
         let attributes = &message.attributes;
         let info = attributes.nested(LINKINFO);
@@ -296,7 +254,6 @@ impl Link {
         Self {
             index: i32::from_ne_bytes([i0, i1, i2, i3]),
             name: attributes.text(NAME).unwrap_or_default(),
-            is_bare: ![ETHER, LOOPBACK].contains(&u16::from_ne_bytes([t0, t1])),
             is_up: flags & UP != 0,
             has_carrier: flags & LOWER_UP != 0,
             mtu: attributes.number(MTU).unwrap_or_default(),
@@ -431,43 +388,6 @@ fn generic(family: u16, command: u8, attributes: Attributes) -> io::Result<Attri
     answer.map(|answer| answer.attributes).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// A part of netfilter that answers by netlink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Subsystem {
-    /// The connections that are tracked.
-    Conntrack = 1,
-    /// nftables, and with it the iptables that are built on it.
-    Nftables = 10,
-}
-
-/// What netfilter lists when it is asked by `message`: the family and the attributes
-/// of each object. Nothing where the kernel has no such subsystem.
-///
-/// # Errors
-///
-/// If the kernel refuses, as it does without `CAP_NET_ADMIN`.
-pub(crate) fn netfilter(
-    subsystem: Subsystem,
-    message: u8,
-    family: u8,
-    arguments: &[(u16, &[u8])],
-) -> io::Result<Vec<(u8, Attributes)>> {
-    let arguments = arguments.iter().flat_map(|(kind, value)| Attributes::one(*kind, value).0);
-    // A struct nfgenmsg.
-    let question = Message {
-        kind: (subsystem as u16) << 8 | u16::from(message),
-        head: [family, 0, 0, 0],
-        attributes: Attributes(arguments.collect()),
-    };
-    match ask(NETLINK_NETFILTER, NLM_F_DUMP, question) {
-        Ok(all) => Ok(all.into_iter().map(|m| (m.head[0], m.attributes)).collect()),
-        Err(err) => match err.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EINVAL | Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP) => Ok(Vec::new()),
-            _ => Err(err),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -501,7 +421,7 @@ mod tests {
             attributes(&[(4, &[1, 2]), (3, b"eth0\0"), (999, &[9; 3]), (10, &[7, 0, 0, 0])]);
         odd.0.extend([200, 0, 5, 0]);
         let mut head = [0; IFINFOMSG];
-        (head[2], head[4], head[8]) = (1, 3, 1);
+        (head[4], head[8]) = (3, 1);
         let link = Link::read(&Message { kind: 16, head, attributes: odd });
         let (index, name, master) = (3, "eth0".into(), Some(7));
         assert_eq!(link, Link { index, name, is_up: true, master, ..Default::default() });

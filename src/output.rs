@@ -21,11 +21,8 @@ use crate::instance::Instance;
 use crate::instance::Interface;
 use crate::instance::ports;
 use crate::kernel::ProgInfo;
-use crate::offenders::Report;
 use crate::skel::types::bmc_config;
 use crate::system;
-use crate::translation;
-use crate::translation::Unwatched;
 
 /// What has the kernel measure how long programs run.
 pub const MEASURE: &str = "sysctl kernel.bpf_stats_enabled=1";
@@ -74,15 +71,6 @@ pub fn escaped(bytes: &[u8]) -> String {
     text
 }
 
-/// A text of ASCII that fits into so many columns.
-pub fn cut(mut text: String, room: usize) -> String {
-    if text.len() > room {
-        text.truncate(room.saturating_sub(1));
-        text.push('…');
-    }
-    text
-}
-
 /// As in "254.6 MiB".
 pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
@@ -121,7 +109,6 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         .map(|p| json!({ "name": p.name, "id": p.id, "runs": p.runs, "ns_per_run": p.cost() }))
         .collect();
     let activity = instance.activity()?;
-    let report = Report::of(instance)?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
@@ -131,7 +118,6 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "interfaces": interfaces_json(&instance.interfaces()?),
         "loopback": instance.watches_loopback()?,
         "ports": ports(cfg),
-        "unwatched": unwatched(instance, cfg).map(|all| unwatched_json(&all, &ports(cfg))),
         "max_age_ms": cfg.max_age / 1_000_000,
         "unknown_ttl_ms": cfg.unknown_ttl / 1_000_000,
         "allow": allowed(cfg),
@@ -139,21 +125,7 @@ fn status_json(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         "memory_locked_bytes": instance.memory_locked()?,
         "classes": classes_json(&instance.classes()?),
         "programs": programs,
-        "closed": report.closed.to_json(),
-        "last_offender": report.last_json(),
     }))
-}
-
-/// Ports that are translated to those that are watched, and are not; None for those of
-/// another network namespace.
-fn unwatched(instance: &Instance, cfg: &bmc_config) -> Option<Vec<Unwatched>> {
-    instance.dir.is_here().then(|| translation::look(&ports(cfg)).unwatched)
-}
-
-fn unwatched_json(all: &[Unwatched], ports: &[u16]) -> Value {
-    let object =
-        |one: &Unwatched| json!({ "what": one.what(), "by": one.by, "remedy": one.remedy(ports) });
-    all.iter().map(object).collect()
 }
 
 /// What a cache does, as in `status --json`, where being asleep has a field of its own.
@@ -195,13 +167,6 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
         Activity::Idle => "idle: an attach or detach was interrupted (bmc flush ends that)",
     };
     row("state", state);
-    let report = Report::of(instance)?;
-    for (i, line) in report.closed.lines().iter().enumerate() {
-        row(if i == 0 { "closed" } else { "" }, line);
-    }
-    if let Some(last) = report.last_line() {
-        row("emptied", &last);
-    }
     for (i, iface) in instance.interfaces()?.iter().enumerate() {
         let title = if i == 0 { "interfaces" } else { "" };
         row(title, &format!("{} ({}) {}", iface.name, iface.mode, iface.state));
@@ -220,12 +185,8 @@ fn status_text(instance: &Instance, cfg: &bmc_config, programs: &[ProgInfo]) -> 
     }
     row("max age", &span(Duration::from_nanos(cfg.max_age)));
     row("unknown ttl", &span(Duration::from_nanos(cfg.unknown_ttl)));
-    let watched = ports(cfg);
-    let list: Vec<_> = watched.iter().map(ToString::to_string).collect();
-    row("ports", &list.join(" "));
-    for one in unwatched(instance, cfg).unwrap_or_default() {
-        row("unwatched", &format!("{one}: {}", one.remedy(&watched)));
-    }
+    let ports: Vec<_> = ports(cfg).iter().map(ToString::to_string).collect();
+    row("ports", &ports.join(" "));
     for (i, line) in allowed(cfg).chunks(4).enumerate() {
         row(if i == 0 { "allow" } else { "" }, &line.join(" "));
     }

@@ -24,13 +24,12 @@ use crate::cli::Format;
 use crate::instance::Instance;
 use crate::instance::NotAttached;
 use crate::metrics;
-use crate::offenders::Report;
 use crate::output::grouped;
 use crate::output::interfaces_json;
 use crate::skel::types::bmc_stats;
 
 /// Names and meanings, in the order of `struct bmc_stats`.
-pub const COUNTERS: [(&str, &str); 46] = [
+pub const COUNTERS: [(&str, &str); 43] = [
     ("get_requests", "GET requests looked up"),
     ("get_keys", "Keys of these requests: hits and misses"),
     ("hits", "Keys answered by bmc"),
@@ -53,15 +52,14 @@ pub const COUNTERS: [(&str, &str); 46] = [
     ("pass_source", "client not within --allow"),
     ("pass_address", "multicast, or no address to answer to"),
     ("pass_fragment", "IP fragment"),
-    ("pass_header", "IP options, extension headers or more than two VLAN tags"),
-    ("pass_gso", "several datagrams in one packet, as GRO and GSO make them"),
+    ("pass_header", "IP options or extension headers"),
     ("pass_length", "lengths that do not agree"),
     ("pass_checksum", "wrong UDP checksum"),
     ("pass_frame", "request of several datagrams, or no memcached frame"),
     ("pass_command", "another command than get"),
-    ("pass_key", "key too long or with control characters"),
+    ("pass_key", "key empty, too long or with control characters"),
     ("pass_keys", "too many keys"),
-    ("pass_line", "line without a key, or not ended as one get is"),
+    ("pass_line", "line not ended as one get is"),
     ("lease_dirty", "a write of the bucket was pending"),
     ("lease_quarantine", "a write that cannot be followed was too recent"),
     ("lease_outstanding", "an earlier request of the same id was unanswered"),
@@ -72,9 +70,7 @@ pub const COUNTERS: [(&str, &str); 46] = [
     ("fill_admission", "everything in its place was in more demand"),
     ("fill_expiry", "the item was about to end"),
     ("write_untracked", "Writes whose reply cannot be followed"),
-    ("packet_unparsed", "Packets with headers that bmc cannot look behind: IPsec, or too many"),
-    ("udp_unparsed", "Datagrams with a command that is not known, or not all of its data"),
-    ("tcp_unparsed", "TCP packets with a command that is not known, or behind a gap"),
+    ("tcp_unparsed", "Packets with a command that is not known, or behind a gap"),
     ("tcp_unfollowed", "TCP packets to memcached without a connection to follow"),
     ("tcp_unmatched", "TCP packets of memcached that answer no command"),
 ];
@@ -334,10 +330,7 @@ fn print(
     let (instance, lock) = Instance::open(name)?;
     let sample = Sample::take(&instance)?;
     let text = match format {
-        Format::Table => {
-            let report = report(&instance)?.map(|report| report.table());
-            table(&sample, per_cpu) + &report.unwrap_or_default()
-        }
+        Format::Table => table(&sample, per_cpu),
         Format::Json => json(&instance, &sample, per_cpu)?,
         Format::Csv => csv(&sample, per_cpu, is_first),
         Format::Prometheus => metrics::page(&instance, &sample, per_cpu)?,
@@ -346,12 +339,6 @@ fn print(
     out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(())
-}
-
-/// Who emptied the cache; `None` where another version's programs note it otherwise, or
-/// not at all.
-fn report(instance: &Instance) -> Result<Option<Report>> {
-    instance.config().ok().map(|_| Report::of(instance)).transpose()
 }
 
 fn table(sample: &Sample, per_cpu: bool) -> String {
@@ -385,7 +372,6 @@ fn table(sample: &Sample, per_cpu: bool) -> String {
 }
 
 fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
-    let report = report(instance)?;
     let mut object = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": instance.name,
@@ -393,8 +379,6 @@ fn json(instance: &Instance, sample: &Sample, per_cpu: bool) -> Result<String> {
         "since": instance.since_unix(),
         "interfaces": interfaces_json(&instance.interfaces()?),
         "totals": sample.total().to_json(),
-        "closed": report.as_ref().map(|report| report.closed.to_json()),
-        "offenders": report.as_ref().map(Report::offenders_json),
     });
     if per_cpu {
         object["per_cpu"] = per_cpu_json(sample.cpus.iter().copied().map(Counters::to_json));

@@ -45,11 +45,6 @@ pub fn uptime() -> Result<u64> {
     Ok(u64::try_from(now(ClockId::CLOCK_MONOTONIC)?.tv_sec())?)
 }
 
-/// Nanoseconds of that clock.
-pub fn monotonic() -> Result<u64> {
-    Ok(Duration::from(now(ClockId::CLOCK_MONOTONIC)?).as_nanos().try_into()?)
-}
-
 /// The time of day, in seconds since 1970, when the monotonic clock was zero.
 pub fn wall_clock() -> Result<u64> {
     ahead(ClockId::CLOCK_REALTIME, ClockId::CLOCK_MONOTONIC)

@@ -311,40 +311,11 @@ fn what_is_wrong_with_an_interface_is_mended_by_its_remedy() {
     bed.sh(remedy.rsplit("network have it: ").next().expect("the other remedy"));
     assert!(bed.doctor(&["v0"]).find(page).is_none());
 
-    // XDP lets nobody put datagrams together before it, but the stack behind it may.
-    let together = "puts the datagrams of a client together";
-    for offload in ["rx-gro-list", "rx-udp-gro-forwarding"] {
-        bed.sh(&format!("ethtool -K v0 {offload} on"));
-        bed.mends("v0", "warning", together, &format!("ethtool -K v0 {offload} off"));
-    }
-    let peer = "its peer v1 sends datagrams in one packet if a client does";
-    bed.mends("v0", "note", peer, "ethtool -K v1 tx-udp-segmentation off");
-
     let queues = "has fewer queues than it could have";
     if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
         bed.mends("v0", "note", queues, "ethtool -L v0 rx");
     }
     bed.doctor(&["v0"]).expect("ok", "v0", "has the queues that it can have", "");
-}
-
-/// As those of `WireGuard`, IPIP, GRE and PPP.
-#[test]
-fn a_tunnel_without_ethernet_is_refused() {
-    if !can_run("a_tunnel_without_ethernet_is_refused") {
-        return;
-    }
-    let bed = Bed::new("doctor-bare");
-    bed.sh("ip tuntap add mode tun name t0; ip link set t0 up");
-    let what = "its packets have no Ethernet header";
-    bed.doctor(&["t0"]).expect("blocker", "t0", what, "ip link");
-    let refusal = bed.bmc(&["attach", "t0", "--memory", "16M"]);
-    let said = String::from_utf8_lossy(&refusal.stderr).into_owned();
-    assert_eq!(refusal.status.code(), Some(1), "{said}");
-    assert!(said.contains("t0 has packets without an Ethernet header"), "{said}");
-    // With one it is no worse than others.
-    bed.sh("ip tuntap add mode tap name t1; ip link set t1 up");
-    assert!(bed.doctor(&["t1"]).find(what).is_none());
-    bed.attach(&["t1"]);
 }
 
 #[test]

@@ -64,14 +64,12 @@ fn explains_messages_that_the_tool_prints() {
         "doctor/host",
         "doctor/interface",
         "doctor/memcached",
-        "doctor/translation",
         "hook",
         "instance",
         "memcached",
         "message",
         "output",
         "system",
-        "translation",
         "workers",
     ]
     .map(|name| read(&format!("src/{name}.rs")))

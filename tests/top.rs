@@ -292,25 +292,6 @@ fn shows_what_goes_on_and_the_hottest_key_first() {
 }
 
 #[test]
-fn says_who_emptied_the_cache() {
-    let Some(bed) = Bed::new("top-offender") else { return };
-    let terminal = Terminal::open(&bed.net, 80, 24);
-    terminal.start_top();
-    terminal.expect(|screen| screen.contains("emptied ") && screen.contains("by bmc flush"));
-    let mut tcp = Tcp::connect(&bed.net.client, Net::SERVER4);
-    assert_eq!(tcp.command("nonsense"), "ERROR");
-    let who = format!("ago by {} (not understood: \"nonsense", tcp.address());
-    terminal.expect(|screen| screen.lines().nth(2).is_some_and(|line| line.contains(&who)));
-    bed.bmc.run(&["flush"]);
-    let line = terminal.expect(|screen| screen.contains("closed for "));
-    let line = line.lines().nth(2).expect("the third line of the head");
-    assert!(
-        line.contains(", emptied ") && line.ends_with("by bmc flush, attach or detach"),
-        "{line}"
-    );
-}
-
-#[test]
 fn keys_pause_sort_and_change_the_interval() {
     let Some(bed) = Bed::new("top-keys") else { return };
     let terminal = Terminal::open(&bed.net, 80, 24);

@@ -98,9 +98,6 @@ struct Interface {
     /// Whether the kernel tells what the driver can.
     tells_features: bool,
     offloads: Option<BTreeSet<String>>,
-    /// The other end of a veth, if that is here, when it sends several datagrams in
-    /// one packet.
-    gso_peer: Option<String>,
     channels: Option<Channels>,
     cpus: u32,
     /// The mode of what is attached under our name, and its state.
@@ -316,11 +313,6 @@ impl Interface {
             Some((above.name.clone(), ours.contains(&programs.first()?.id)))
         });
         let placed = Self::placed(link, links, named);
-        let peer = link.peer.and_then(netlink::Peer::here);
-        let sends_gso = |peer: &&Link| {
-            netlink::offloads(peer.index).is_ok_and(|on| on.contains("tx-udp-segmentation"))
-        };
-        let gso_peer = links.iter().find(|link| Some(link.index) == peer).filter(sends_gso);
         let master_xdp = group(link).and_then(|index| kernel::xdp(index).ok());
         let may_have_xdp = |xdp: Xdp| !tells_features || xdp.features & Xdp::BASIC != 0;
         let mut interface = Self {
@@ -336,7 +328,6 @@ impl Interface {
             drops_replies: link.drops_replies(),
             tells_features,
             offloads: netlink::offloads(link.index).ok(),
-            gso_peer: gso_peer.map(|peer| peer.name.clone()),
             channels: netlink::channels(link.index).ok(),
             cpus: sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1) as u32,
             ..placed
@@ -387,22 +378,11 @@ impl Interface {
     fn judge(&self) -> Vec<Finding> {
         let mut findings = Findings::about(&self.link.name);
         self.judge_state(&mut findings);
-        if self.link.is_bare {
-            findings.add(
-                Level::Blocker,
-                "its packets have no Ethernet header, and bmc does not read them: what is written \
-                 to memcached by it is not seen",
-                "rtnetlink: ifi_type",
-                "ip link   # attach to what memcached's clients come in by without a tunnel",
-            );
-            return findings.all;
-        }
         self.judge_xdp(&mut findings);
         if self.may_have_xdp() {
             self.judge_frames(&mut findings);
             self.judge_veth(&mut findings);
         }
-        self.judge_datagrams(&mut findings);
         self.judge_queues(&mut findings);
         self.judge_place(&mut findings);
         self.judge_programs(&mut findings);
@@ -519,30 +499,6 @@ impl Interface {
                 "it takes VLAN tags off, so that XDP does not see them: bmc answers those as tc",
                 format!("ethtool -k: rx-vlan-hw-parse on; {vlan} lies on it"),
                 format!("ethtool -K {name} rxvlan off"),
-            );
-        }
-    }
-
-    /// What puts several datagrams into one packet behind XDP, or before it.
-    fn judge_datagrams(&self, findings: &mut Findings) {
-        let name = &self.link.name;
-        let what = "the GETs that one packet holds are left to memcached";
-        for offload in ["rx-udp-gro-forwarding", "rx-gro-list"] {
-            if self.has_offload(offload) {
-                findings.add(
-                    Level::Warning,
-                    format!("puts the datagrams of a client together: {what}"),
-                    format!("ethtool -k: {offload} on; pass_gso in bmc stats"),
-                    format!("ethtool -K {name} {offload} off"),
-                );
-            }
-        }
-        if let Some(peer) = &self.gso_peer {
-            findings.add(
-                Level::Note,
-                format!("its peer {peer} sends datagrams in one packet if a client does: {what}"),
-                format!("ethtool -k of {peer}: tx-udp-segmentation on; pass_gso in bmc stats"),
-                format!("ethtool -K {peer} tx-udp-segmentation off"),
             );
         }
     }
@@ -902,15 +858,6 @@ mod tests {
         says(Note, "takes VLAN tags off", "ethtool -K eth0 rxvlan off", |i| {
             i.offloads = Some(["rx-vlan-hw-parse".into()].into());
             i.vlan = Some("eth0.5".into());
-        });
-        let together = "puts the datagrams of a client together";
-        for offload in ["rx-udp-gro-forwarding", "rx-gro-list"] {
-            says(Warning, together, &format!("ethtool -K eth0 {offload} off"), |i| {
-                i.offloads = Some([offload.into()].into());
-            });
-        }
-        says(Note, "its peer v1 sends", "ethtool -K v1 tx-udp-segmentation off", |i| {
-            i.gso_peer = Some("v1".into());
         });
         let tc = "bmc attach eth0 --mode tc   # what auto comes to; or, if all hosts of its \
                   network have it: ip link set dev eth0 mtu 3498";

@@ -26,6 +26,7 @@ use super::Findings;
 use super::Level;
 use super::Patient;
 use super::bmc;
+use crate::cli;
 use crate::instance;
 use crate::instance::ports;
 use crate::memcached;
@@ -105,7 +106,10 @@ impl Memcacheds {
         let mut all = Self {
             bmc: patient.bmc.clone(),
             is_attached: patient.own.is_some(),
-            watched: patient.watched(),
+            watched: match patient.own.as_ref().and_then(|own| own.config().ok()) {
+                Some(config) => ports(&config),
+                None => cli::Attach::with(&[]).map_or(Vec::new(), |args| args.ports),
+            },
             answered: answered(),
             datagrams: datagrams(),
             ..Default::default()

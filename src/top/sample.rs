@@ -35,7 +35,6 @@ use crate::instance::Dir;
 use crate::instance::Instance;
 use crate::instance::Interface;
 use crate::kernel::ProgInfo;
-use crate::offenders::Report;
 use crate::output::classes_json;
 use crate::output::escaped;
 use crate::output::interfaces_json;
@@ -107,8 +106,6 @@ pub struct State {
     pub programs: Vec<Cost>,
     /// Whether the kernel measures what they cost.
     pub is_measured: bool,
-    /// Who emptied it, and what is closed.
-    pub report: Report,
     /// The hottest first.
     pub keys: Vec<HotKey>,
     /// Samples that these come from.
@@ -183,8 +180,6 @@ impl State {
             "memory_locked_bytes": self.locked,
             "classes": classes_json(&self.classes),
             "programs": programs.collect::<Value>(),
-            "closed": self.report.closed.to_json(),
-            "offenders": self.report.offenders_json(),
             "samples": self.samples,
             "keys": keys.collect::<Value>(),
         })
@@ -291,7 +286,6 @@ impl Watch {
             locked: instance.memory_locked()?,
             memory: instance.config()?.memory,
             classes: instance.classes()?,
-            report: Report::of(&instance)?,
             instance: instance.name,
             rates,
             ratios: self.ratios.clone(),

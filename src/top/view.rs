@@ -23,7 +23,6 @@ use super::sample::State;
 use crate::instance;
 use crate::instance::Activity;
 use crate::output::MEASURE;
-use crate::output::cut;
 use crate::output::escaped;
 use crate::output::grouped;
 use crate::output::mebibytes;
@@ -115,13 +114,11 @@ const TABLE: usize = 8;
 pub fn draw(frame: &mut Frame<'_>, state: &State, controls: &Controls) {
     let area = frame.area();
     let tall = area.height >= 20;
-    let report = state.report.line();
-    let lines = if report.is_some() { 3 } else { 2 };
     let rows = state.programs.len() + 1;
     let rows = rows.max(state.classes.len()).max(state.cpus.len()) + 1;
     let rows = rows.min(TABLE.max(usize::from(area.height) / 3)) as u16;
     let [head, figures, tables, keys, foot] = Layout::vertical([
-        Constraint::Length(if tall { lines } else { 1 }),
+        Constraint::Length(if tall { 2 } else { 1 }),
         Constraint::Length(FIGURES.len() as u16 + 1),
         Constraint::Length(if tall { rows } else { 0 }),
         Constraint::Min(0),
@@ -129,10 +126,6 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, controls: &Controls) {
     ])
     .areas(area);
     draw_head(frame, head, state, controls);
-    if let Some(report) = report.filter(|_| tall) {
-        let third = head.rows().nth(2).unwrap_or_default();
-        frame.render_widget(cut(report, third.width.into()), third);
-    }
     if controls.help {
         let body = area.intersection(Rect { y: head.bottom(), ..area });
         frame.render_widget(Paragraph::new(HELP), body);
@@ -355,6 +348,15 @@ fn per_second(rate: f64) -> String {
     grouped(rate.round() as u64)
 }
 
+/// A text of ASCII that fits.
+fn cut(mut text: String, room: usize) -> String {
+    if text.len() > room {
+        text.truncate(room.saturating_sub(1));
+        text.push('…');
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use ratatui::Terminal;
@@ -365,9 +367,6 @@ mod tests {
     use crate::entries::Entry;
     use crate::instance::Class;
     use crate::instance::Interface;
-    use crate::offenders::Closed;
-    use crate::offenders::Offender;
-    use crate::offenders::Report;
 
     fn hot(key: &[u8], rate: f64, heat: u8, bytes: u32, seconds: u64) -> HotKey {
         let entry = Entry {
@@ -418,7 +417,6 @@ mod tests {
                 .map(|name| Cost { name: name.into(), runs: Some(12345.4), ns: Some(119) })
                 .into(),
             is_measured: true,
-            report: Report::default(),
             keys: vec![
                 hot(b"first", 1500.0, 3, 5, 59),
                 hot(b"a b", 900.0, 7, 10, 7),
@@ -471,30 +469,6 @@ hit ratio             25.0 %                      ▄▂
 
 q quit  p pause  s sort  + - interval  ? help";
         assert_eq!(screen.join("\n"), expected, "\n{}", screen.join("\n"));
-    }
-
-    #[test]
-    fn says_who_emptied_the_cache_in_a_line_of_its_own() {
-        let offender = Offender {
-            ago: Duration::from_secs(3),
-            closed: Duration::ZERO,
-            count: 1,
-            client: Some(([10, 0, 0, 7], 4242).into()),
-            server: Some(([10, 0, 0, 1], 11211).into()),
-            transport: Some("tcp"),
-            reason: "unparsed",
-            text: b"slabs automove 1 and more of it\r".to_vec(),
-        };
-        let learning = Some(Duration::from_millis(700));
-        let closed = Closed { learning, ..Closed::default() };
-        let report = Report { offenders: vec![offender], closed };
-        let screen = screen(80, 24, &State { report, ..state() }, &controls());
-        assert!(screen[1].starts_with("eth0 native up"), "{screen:#?}");
-        let line =
-            r#"closed for 700ms, emptied 3s ago by 10.0.0.7:4242 (not understood: "slabs autom…"#;
-        assert_eq!(screen[2], line);
-        assert!(screen[3].starts_with("requests "), "{screen:#?}");
-        assert!(screen[23].starts_with("q quit"), "{screen:#?}");
     }
 
     #[test]

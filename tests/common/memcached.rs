@@ -21,17 +21,14 @@ use nix::sched::sched_getaffinity;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::sys::socket::AddressFamily;
-use nix::sys::socket::MsgFlags;
 use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::bind;
-use nix::sys::socket::send;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::sockopt::ReuseAddr;
-use nix::sys::socket::sockopt::UdpGsoSegment;
 use nix::unistd::Pid;
 
 use super::Namespace;
@@ -183,11 +180,6 @@ impl Tcp {
     pub fn connect(namespace: &Namespace, server: IpAddr) -> Self {
         let stream =
             namespace.within(|| TcpStream::connect((server, PORT))).expect("memcached accepts");
-        Self::on(stream)
-    }
-
-    /// The same on a connection that is there.
-    pub fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("an option of TCP");
         stream.set_read_timeout(Some(PATIENCE)).expect("an option of sockets");
         Self(BufReader::new(stream))
@@ -201,12 +193,6 @@ impl Tcp {
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).expect("the connection is open");
-    }
-
-    /// Sends bytes of which the last is urgent, and so not read by memcached.
-    pub fn send_urgent(&mut self, bytes: &[u8]) {
-        let sent = send(self.0.get_ref().as_raw_fd(), bytes, MsgFlags::MSG_OOB);
-        assert_eq!(sent, Ok(bytes.len()), "the connection is open");
     }
 
     /// Reads one line, without its end.
@@ -348,19 +334,14 @@ pub struct Udp {
 impl Udp {
     /// Opens one inside a namespace.
     pub fn connect(namespace: &Namespace, server: IpAddr) -> Self {
-        Self::connect_to(namespace, SocketAddr::new(server, PORT))
-    }
-
-    /// The same to any port.
-    pub fn connect_to(namespace: &Namespace, server: SocketAddr) -> Self {
-        let any: IpAddr = match server.ip() {
+        let any: IpAddr = match server {
             IpAddr::V4(_) => IpAddr::from([0; 4]),
             IpAddr::V6(_) => IpAddr::from([0_u16; 8]),
         };
         let socket = namespace
             .within(|| {
                 let socket = UdpSocket::bind((any, 0))?;
-                socket.connect(server)?;
+                socket.connect((server, PORT))?;
                 io::Result::Ok(socket)
             })
             .expect("a UDP socket");
@@ -384,14 +365,6 @@ impl Udp {
     /// Sends a datagram as it is.
     pub fn send_raw(&self, datagram: &[u8]) {
         self.socket.send(datagram).expect("the network is up");
-    }
-
-    /// Sends datagrams of one size, the last of which may be shorter, in one packet.
-    pub fn send_together(&self, datagrams: &[Vec<u8>]) {
-        let size = i32::try_from(datagrams[0].len()).expect("it is small");
-        setsockopt(&self.socket, UdpGsoSegment, &size).expect("Linux has UDP GSO");
-        self.send_raw(&datagrams.concat());
-        setsockopt(&self.socket, UdpGsoSegment, &0).expect("Linux has UDP GSO");
     }
 
     /// The next datagram that comes in before `limit` is over.

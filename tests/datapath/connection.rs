@@ -23,7 +23,6 @@ use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::bind;
 use nix::sys::socket::connect;
 use nix::sys::socket::recv;
-use nix::sys::socket::send;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt::Linger;
@@ -31,8 +30,6 @@ use nix::sys::socket::sockopt::Linger;
 use crate::packet::Flow;
 use crate::packet::PSH_ACK;
 use crate::packet::SYN;
-use crate::packet::URG;
-use crate::packet::seal;
 use crate::packet::transport;
 
 /// Longer than anything takes.
@@ -90,17 +87,6 @@ impl Connection {
         transfer(&mut self.client, &mut self.server, text.as_ref());
     }
 
-    /// Likewise, the last byte as urgent data, which memcached does not read.
-    pub(crate) fn request_urgent(&mut self, text: impl AsRef<[u8]>) {
-        let text = text.as_ref();
-        self.sent = self.sent.wrapping_add(text.len() as u32);
-        let sent = send(self.client.as_raw_fd(), text, MsgFlags::MSG_OOB).unwrap();
-        assert_eq!(sent, text.len());
-        let mut got = vec![0; text.len() - 1];
-        self.server.read_exact(&mut got).unwrap();
-        assert_eq!(got, text[..text.len() - 1]);
-    }
-
     /// memcached sends.
     pub(crate) fn reply(&mut self, text: impl AsRef<[u8]>) {
         self.received = self.received.wrapping_add(text.as_ref().len() as u32);
@@ -118,16 +104,6 @@ impl Connection {
     pub(crate) fn frame(&self, ahead: i32, text: impl AsRef<[u8]>) -> Vec<u8> {
         let seq = self.sent.wrapping_add_signed(ahead);
         self.flow.tcp(seq, self.received, PSH_ACK, text.as_ref())
-    }
-
-    /// The same with URG, which points so many bytes ahead of its first.
-    pub(crate) fn frame_urgent(&self, text: impl AsRef<[u8]>, pointer: u16) -> Vec<u8> {
-        let mut frame = self.frame(0, text);
-        let at = transport(&frame);
-        frame[at + 13] |= URG;
-        frame[at + 18..at + 20].copy_from_slice(&pointer.to_be_bytes());
-        seal(&mut frame);
-        frame
     }
 
     /// memcached sends what the wire loses, and a while later sends it again.

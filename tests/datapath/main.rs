@@ -4,8 +4,7 @@
 //! Needs root.
 //!
 //! Not covered, because a test run cannot do it: tags that the kernel keeps
-//! outside the frame, frames in several buffers, `CHECKSUM_COMPLETE`. Of GSO and GRO
-//! only the size of a packet's datagrams is there.
+//! outside the frame, frames in several buffers, `CHECKSUM_COMPLETE`, GSO.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod binary;
@@ -15,12 +14,7 @@ mod expiry;
 mod fills;
 #[path = "../fixture/mod.rs"]
 mod fixture;
-#[path = "../forms/mod.rs"]
-mod forms;
 mod fuzz;
-mod grammar;
-mod headers;
-mod offenders;
 #[path = "../packet/mod.rs"]
 mod packet;
 mod pipelines;

@@ -27,7 +27,6 @@ use crate::packet::seal_partial;
 use crate::packet::transport;
 use crate::packet::value;
 use crate::packet::values;
-use crate::packet::with_ipv6_extension;
 use crate::random::Rng;
 use crate::scene::Counts;
 use crate::scene::DESTINATION_OPTIONS;
@@ -46,6 +45,7 @@ use crate::scene::key_reply;
 use crate::scene::v4;
 use crate::scene::v6;
 use crate::scene::with_ipv4_options;
+use crate::scene::with_ipv6_extension;
 
 /// `BMC_GEN`: what is added to a bucket's word when something changes.
 const GENERATION: u64 = 1 << 17;
@@ -641,11 +641,6 @@ fn passes_what_it_must_not_answer() {
         ("a tab", said(b"get key\tkey\r\n"), &[("pass_key", 1)]),
         ("a control character", said(b"get k\x01y\r\n"), &[("pass_key", 1)]),
         ("a zero byte", said(b"get key\0\r\n"), &[("pass_key", 1)]),
-        ("a control character first", said(b"get \x10key\r\n"), &[("pass_key", 1)]),
-        ("nothing but a tab", said(b"get \t\r\n"), &[("pass_key", 1)]),
-        ("a tab behind a good key", said(b"get key \tkey\r\n"), &[("pass_key", 1)]),
-        ("a carriage return in the key", said(b"get k\ry\r\n"), &[("pass_key", 1)]),
-        ("a carriage return first", said(b"get \rkey\r\n"), &[("pass_line", 1)]),
         ("no key", said(b"get \r\n"), &[("pass_line", 1)]),
         ("two spaces in front", said(b"get  key\r\n"), &[("pass_line", 1)]),
         ("two spaces between", said(b"get key  key\r\n"), &[("pass_line", 1)]),
@@ -662,6 +657,7 @@ fn passes_what_it_must_not_answer() {
         ("two commands", said(b"get key\r\nget key\r\n"), &[("pass_line", 1)]),
         ("two commands, one to write", said(b"get key\r\ngets key\r\n"), &[("pass_line", 1)]),
         ("a bare line feed between two", said(b"get key\nget key\r\n"), &[("pass_line", 1)]),
+        ("a carriage return in the key", said(b"get k\ry\r\n"), &[("pass_line", 1)]),
     ];
     for (what, frame, counts) in rows {
         for flow in &flows {
@@ -671,7 +667,7 @@ fn passes_what_it_must_not_answer() {
         assert_eq!(scene.bmc.receive(&frame), Verdict::Passed, "{what}");
         // Some of them might have been writes, which `writes` looks at.
         let counted =
-            scene.bmc.counters().since(&before).without("udp_unparsed").without("flushes");
+            scene.bmc.counters().since(&before).without("tcp_unparsed").without("flushes");
         assert_eq!(counted, Counters::new(counts), "{what}");
     }
 }
@@ -794,6 +790,7 @@ fn leaves_everything_else_alone() {
                 frame[at] = 0x44;
             }),
         ),
+        ("three tags", get(Flow { tags: vec![(0x88a8, 1), (0x8100, 2), (0x8100, 3)], ..v4() })),
         ("no IP header", edit(get(v4()), |frame| frame.truncate(15))),
         ("half an IPv4 header", edit(get(v4()), |frame| frame.truncate(30))),
         ("half an IPv6 header", edit(get(v6()), |frame| frame.truncate(50))),

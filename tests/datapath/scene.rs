@@ -351,6 +351,16 @@ pub(crate) fn with_ipv4_options(frame: Vec<u8>) -> Vec<u8> {
     })
 }
 
+/// Puts an extension header of eight bytes behind the IPv6 header.
+pub(crate) fn with_ipv6_extension(frame: Vec<u8>, kind: u8, body: [u8; 7]) -> Vec<u8> {
+    edit(frame, |frame| {
+        let at = network(frame);
+        let next = std::mem::replace(&mut frame[at + 6], kind);
+        add16(frame, at + 4, 8);
+        frame.splice(at + 40..at + 40, std::iter::once(next).chain(body));
+    })
+}
+
 pub(crate) const DESTINATION_OPTIONS: (u8, [u8; 7]) = (60, [0, 1, 4, 0, 0, 0, 0]);
 pub(crate) const FIRST_FRAGMENT: (u8, [u8; 7]) = (44, [0, 0, 1, 0, 0, 0, 9]);
 pub(crate) const LATER_FRAGMENT: (u8, [u8; 7]) = (44, [0, 1, 0, 0, 0, 0, 9]);

@@ -12,13 +12,10 @@ use crate::packet::FIN_ACK;
 use crate::packet::Flow;
 use crate::packet::PSH_ACK;
 use crate::packet::SYN;
-use crate::packet::URG;
 use crate::packet::datagram;
 use crate::packet::part;
-use crate::packet::transport;
 use crate::packet::value;
 use crate::packet::values;
-use crate::packet::with_ipv6_extension;
 use crate::scene::Counts;
 use crate::scene::DESTINATION_OPTIONS;
 use crate::scene::DIRTY;
@@ -34,12 +31,12 @@ use crate::scene::UNTRACKED;
 use crate::scene::WRITE;
 use crate::scene::check_healing;
 use crate::scene::edit;
-use crate::scene::edit_sealed;
 use crate::scene::key_reply;
 use crate::scene::key_reply_of;
 use crate::scene::v4;
 use crate::scene::v6;
 use crate::scene::with_ipv4_options;
+use crate::scene::with_ipv6_extension;
 
 /// For how long a key is closed when bmc cannot recognise the write's reply, and
 /// a little more.
@@ -157,9 +154,9 @@ fn an_unknown_command_empties_the_cache() {
         "md a=== b\r\n",
         "md a2V=a2V5 b\r\n",
         "mg a2V5a b T1\r\n",
-        "ms key S2 b\r\n",
-        "set key 0 0 +1\r\n",
-        "set key 0 0 4294967296\r\n",
+        "\r\n",
+        "set key\r\n",
+        "set key 0 0 -1\r\n",
         "GET key\r\n",
         "sat key 0 0 1\r\nx\r\n",
     ] {
@@ -323,14 +320,6 @@ fn the_data_of_a_refused_command_may_be_a_write() {
         "cas other 0 0 12 x\r\n".into(),
         "set other 0 0 12 1 2 3\r\n".into(),
         "ms other 12 I I I I I I I I I I I I I I I I I I I I\r\n".into(),
-        // What 1.6.40 and later do not take for a flag.
-        "ms other 12 $\r\n".into(),
-        "ms other 12 q \x01\r\n".into(),
-        // And what 1.6.39 and earlier know behind a space.
-        " set other 0 0 12\r\n".into(),
-        "cas other 0 0 12\r\n".into(),
-        "set other 18446744073709551616 0 12\r\n".into(),
-        "cas other 0 0 12 18446744073709551616\r\n".into(),
     ] {
         let Some(scene) = Scene::with_key(&[v4()]) else {
             return;
@@ -1198,96 +1187,4 @@ fn loopback_is_watched_for_writes_only() {
     scene.bmc.send_loopback(&local.reversed().udp(&datagram(2, &reply)));
     assert!(!scene.has(&v4(), "none"));
     scene.hits(&v4(), "key", &key_reply());
-}
-
-/// memcached does not read a byte that is sent as urgent data, so nobody knows what
-/// the command is that it stands in.
-#[test]
-fn urgent_data_empties_the_cache() {
-    let rows: [(&str, &[&str], &str); 4] = [
-        ("in a key", &["delete q", "X", "1\r\n"], "q1"),
-        ("at the end of a segment", &["delete qX", "1\r\n"], "q1"),
-        ("before the command", &["X", "delete q1\r\n"], "q1"),
-        ("in a data block", &["set a 0 0 2\r\n1", "X", "2\r\ndelete q1\r\n"], "q1"),
-    ];
-    for (what, texts, key) in rows {
-        let Some(scene) = Scene::load(&Config::default()) else {
-            return;
-        };
-        scene.fill(&v4(), key, 0, KEY_DATA);
-        let mut tcp = scene.connect(&v4());
-        tcp.exchange("get a\r\n", "END\r\n");
-        let before = scene.bmc.counters();
-        for text in texts {
-            if text.ends_with('X') {
-                tcp.request_urgent(text);
-            } else {
-                tcp.request(text);
-            }
-        }
-        let counted = scene.bmc.counters().since(&before);
-        assert!(counted.get("flushes") >= 2 && counted.get("tcp_unparsed") >= 2, "{counted:?}");
-        assert!(!scene.has(&v4(), key), "{what}");
-        // The client has its reply and goes on.
-        tcp.reply("DELETED\r\n");
-        scene.asks(&mut tcp, "get a\r\n", &[]);
-        scene.says(&mut tcp, "END\r\n", &[]);
-        scene.asks(&mut tcp, "delete a\r\n", UNTRACKED);
-        scene.says(&mut tcp, "DELETED\r\n", &[]);
-        // As after any gap, it is followed when it has paused.
-        sleep(LATER);
-        scene.asks(&mut tcp, "delete a\r\n", WRITE);
-    }
-}
-
-/// The pointer may come before its byte, with nothing but an ACK.
-#[test]
-fn an_urgent_pointer_makes_all_uncertain_up_to_its_byte() {
-    for text in ["", "get b\r\n"] {
-        for is_new in [true, false] {
-            let Some(scene) = Scene::with_key(&[v4()]) else {
-                return;
-            };
-            let mut tcp = scene.connect(&v4());
-            if !is_new {
-                tcp.exchange("get a\r\n", "END\r\n");
-            }
-            let frame = tcp.frame_urgent(text, 12);
-            scene.passes("a pointer", &frame, UNPARSED);
-            assert!(!scene.has(&v4(), "key"));
-            // Up to the 12th byte, or the one behind it.
-            for expected in [UNPARSED, UNPARSED] {
-                scene.asks(&mut tcp, "get a\r\n", expected);
-                tcp.reply("END\r\n");
-            }
-            scene.asks(&mut tcp, "get a\r\n", &[]);
-            scene.says(&mut tcp, "END\r\n", &[]);
-            scene.asks(&mut tcp, "delete a\r\n", UNTRACKED);
-        }
-    }
-}
-
-/// So may the last segment of a connection, and the first.
-#[test]
-fn urgent_data_is_seen_with_any_segment() {
-    let Some(scene) = Scene::with_key(&[v4()]) else {
-        return;
-    };
-    let urgent = |frame: Vec<u8>| {
-        edit_sealed(frame, |frame| {
-            let at = transport(frame);
-            frame[at + 13] |= URG;
-        })
-    };
-    for (what, frame) in [
-        ("alone", urgent(v4().tcp(1000, 1, PSH_ACK, b""))),
-        ("with FIN", urgent(v4().tcp(1000, 1, FIN_ACK, b""))),
-        ("behind an extension", {
-            let (kind, body) = DESTINATION_OPTIONS;
-            with_ipv6_extension(urgent(v6().tcp(1000, 1, PSH_ACK, b"x")), kind, body)
-        }),
-    ] {
-        scene.passes(what, &frame, UNFOLLOWED);
-        scene.restore(&v4());
-    }
 }

@@ -90,8 +90,6 @@ static struct bmc_config cfg;
 #include "slab.bpf.h"
 #include "cache.bpf.h"
 
-#include "offender.bpf.h"
-
 /* What a walk comes to: the tests look at it instead of at the buckets. */
 #define write_begin bucket_write_begin
 #define flush_all bucket_flush_all
@@ -101,12 +99,8 @@ static struct bmc_config cfg;
 #undef flush_all
 #undef flush_all_held
 static __u64 write_begin(__u64 hash, bool pending, __u64 lag, __u64 ticket);
-static void flush_all(struct __sk_buff *skb, struct bmc_scratch *s,
-		      struct bmc_stats *st, __u64 until,
-		      enum bmc_flush_reason reason);
-static void flush_all_held(struct __sk_buff *skb, struct bmc_scratch *s,
-			   struct bmc_stats *st, __u64 until, __u64 ticket,
-			   enum bmc_flush_reason reason);
+static void flush_all(struct bmc_stats *st, __u64 until);
+static void flush_all_held(struct bmc_stats *st, __u64 until, __u64 ticket);
 
 #include "table.bpf.h"
 #include "sleep.bpf.h"

@@ -169,7 +169,6 @@ pub(crate) const PSH_ACK: u8 = 0x18;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const FIN_ACK: u8 = 0x19;
 pub(crate) const SYN: u8 = 0x02;
-pub(crate) const URG: u8 = 0x20;
 
 /// A memcached datagram: the frame header and a text.
 pub(crate) fn datagram(id: u16, text: &[u8]) -> Vec<u8> {
@@ -242,28 +241,6 @@ pub(crate) fn transport(frame: &[u8]) -> usize {
 /// Where a UDP payload starts.
 pub(crate) fn payload(frame: &[u8]) -> usize {
     transport(frame) + UDP_LEN
-}
-
-/// Puts an extension header of eight bytes behind the IPv6 header.
-pub(crate) fn with_ipv6_extension(mut frame: Vec<u8>, kind: u8, body: [u8; 7]) -> Vec<u8> {
-    let at = network(&frame);
-    let next = std::mem::replace(&mut frame[at + 6], kind);
-    let payload = be16(&frame, at + 4).unwrap() + 8;
-    frame[at + 4..at + 6].copy_from_slice(&payload.to_be_bytes());
-    frame.splice(at + 40..at + 40, std::iter::once(next).chain(body));
-    frame
-}
-
-/// The two fragments of an IPv6 packet that is cut so many bytes behind its header.
-pub(crate) fn ipv6_fragments(frame: &[u8], cut: u16) -> [Vec<u8>; 2] {
-    let start = network(frame) + IPV6_LEN;
-    let [offset, more] = [cut.to_be_bytes(), [0, 1]];
-    [(&frame[start..start + usize::from(cut)], more), (&frame[start + usize::from(cut)..], offset)]
-        .map(|(part, [high, low])| {
-            let mut fragment = [&frame[..start], part].concat();
-            fragment[start - 36..start - 34].copy_from_slice(&length(part.len()));
-            with_ipv6_extension(fragment, 44, [0, high, low, 0, 0, 0, 9])
-        })
 }
 
 /// Fills in the checksums, as far as the headers make sense.
