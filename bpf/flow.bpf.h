@@ -21,12 +21,14 @@
  * the reply to something else, the next one that is looked at comes out of turn.
  * What is pending stays so until then.
  *
- * When the ring is full, commands are counted too: a write is then quarantined until
- * that many replies have left, of whatever kind (lease.bpf.h: tickets). The ring is
- * used again when all that was counted so is answered.
+ * When the ring is full, other commands are counted as gets are. A write among them
+ * is quarantined until as many replies have left as were owed up to its own, of
+ * whatever kind (lease.bpf.h: tickets). The ring is used again once all of these
+ * commands are answered.
  *
- * A connection is MUTE while it is unknown which command a reply belongs to: from
- * before the attach, or after an error. Its writes are quarantined. It is followed again when it seems certain that nothing is owed:
+ * A connection is MUTE while it is unknown which command a reply belongs to: it is
+ * from before the attach, or an error came. Its writes are quarantined. It is followed
+ * again when it seems certain that nothing is owed:
  *  - it has been silent for BMC_APPLY_NS; or
  *  - it has started to send a command while everything that memcached sent was
  *    acknowledged, GOOD_TIMES in GOOD_NS, and each time as many replies were
@@ -40,12 +42,13 @@
  * Where a stream cannot be walked at all (STREAM_LOST), each segment flushes. A
  * command stream is found again when memcached has answered, the client goes
  * on, and all of its segment turns out to be commands; or when FOUND_TIMES
- * segments in a row do. A client that never waits is found by a guess: a line that
- * looks like a set's leads by its length to the next command, and so on. No data
- * block is longer than an item, so that after GUESS_BYTES without a contradiction
- * the guess cannot have begun within one. Until then each segment flushes.
+ * segments in a row do. The stream of a client that never waits is found by a guess: a
+ * line that looks like a set's is taken for one, and its length leads to the next
+ * command. A guess that began inside a data block fails where that block ends, and no
+ * block is longer than an item: a guess that holds for GUESS_BYTES is right. Until then
+ * each segment flushes.
  *
- * A connection that memcached has CLOSED is of no interest: nobody reads it.
+ * What comes over a connection that memcached has CLOSED is read by nobody.
  */
 #ifndef FLOW_BPF_H
 #define FLOW_BPF_H
@@ -57,9 +60,8 @@ enum {
 	GOOD_TIMES = 8,
 	GOOD_NS = 250000000,
 	FOUND_TIMES = 8,
-	GUESS_BYTES =
-		2 << 20, /* twice the size of the largest item (memcached -I) */
-	GUESS_LINES = 24, /* of a segment's first ones, where a guess may begin */
+	GUESS_BYTES = 2 << 20, /* twice memcached's default for -I */
+	GUESS_LINES = 24, /* at a segment's start, where a guess may begin */
 	GETS_MAX = 8, /* of one go */
 	/* Instead of what is left of a data block: */
 	STREAM_LOST = -1, /* something is missing before what comes next */
@@ -183,7 +185,8 @@ enum owing {
 };
 
 /*
- * The same while the ring is full or commands that are not in it are owed. Quiet meta
+ * Whether the command at hand stands in the ring or is counted, when the ring looked
+ * full or earlier commands were counted and are not all answered. Quiet meta
  * commands may have a reply each, which looks like those of meta commands that must
  * have one: with both the replies cannot be counted.
  */
@@ -219,7 +222,10 @@ __noinline int walk_count(struct bmc_flow *flow, struct bmc_scratch *s)
 	return OWING_NONE;
 }
 
-/* How the reply to the command at hand will be. Looks seldom at the other way's line. */
+/*
+ * How the reply to the command at hand will be recognised. Most often without a look at
+ * the line that the other way writes.
+ */
 static __always_inline int walk_owing(struct bmc_flow *flow,
 				      struct bmc_scratch *s)
 {
@@ -364,12 +370,17 @@ static __always_inline __u64 due_put(struct bmc_global *g, __u64 due, __u64 now)
 	return due;
 }
 
-static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
-				       __u64 ticket, const struct command *c)
+/* The flush_all at hand. */
+static __always_inline void
+walk_flush(struct bmc_scratch *s, struct bmc_flow *flow, struct bmc_stats *st)
 {
-	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0;
+	__u64 now = bpf_ktime_get_coarse_ns(), until, over = 0, ticket = 0;
+	const struct command *c = &s->command;
 	struct bmc_global *g = cache_global();
 
+	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
+	    flow)
+		ticket = ticket_of(flow, s->walk.loose);
 	if (!g)
 		return;
 	/* memcached does it a second early; its clock lags likewise: see
@@ -382,25 +393,11 @@ static __always_inline void walk_flush(struct bmc_stats *st, __u64 lag,
 			       now) +
 		       (CLOCK_LAG + 1) * SECOND;
 	/* Until one that found no room is over, nothing is cached. */
-	until = now + (ticket ? DEEP_NS : lag);
+	until = now + (ticket ? DEEP_NS : s->walk.lag);
 	if (over > until)
 		flush_all(st, over);
 	else
 		flush_all_held(st, until, ticket);
-}
-
-/* The flush_all at hand. */
-static __always_inline void walk_flush_all(struct bmc_scratch *s,
-					   struct bmc_flow *flow,
-					   struct bmc_stats *st)
-{
-	const struct command *c = &s->command;
-	__u64 ticket = 0;
-
-	if (walk_owe_no_key(flow, s, command_owed(c) | OWED_FLUSH) == OWING_COUNT &&
-	    flow)
-		ticket = ticket_of(flow, s->walk.loose);
-	walk_flush(st, s->walk.lag, ticket, c);
 }
 
 /* The next command in the window. Returns 1 after the last, for bpf_loop(). */
@@ -472,7 +469,7 @@ static __always_inline long command_step(struct walker *k)
 	k->st->write_requests++;
 	k->st->tcp_writes += !!flow;
 	if (c->kind == COMMAND_FLUSH) {
-		walk_flush_all(s, flow, k->st);
+		walk_flush(s, flow, k->st);
 		goto asked;
 	}
 key:

@@ -219,17 +219,20 @@ static __always_inline bool hold_is_over(const struct bmc_hold *hold, __u64 now)
 }
 
 /* No lease before this time; never less than it was. */
-static __always_inline void quarantine_raise(__u64 *quarantine, __u64 until)
+__noinline int quarantine_raise(__u64 *quarantine, __u64 until)
 {
+	if (!quarantine)
+		return 0;
 	for (int i = 0; i < 4; i++) {
 		__u64 old = READ_ONCE(*quarantine);
 
 		if (old >= until ||
 		    __sync_val_compare_and_swap(quarantine, old, until) == old)
-			return;
+			return 0;
 	}
 	if (READ_ONCE(*quarantine) < until)
 		WRITE_ONCE(*quarantine, until);
+	return 0;
 }
 
 /*
