@@ -12,7 +12,7 @@ use crate::skel::types::bmc_slab;
 use crate::skel::types::bmc_slab_meta;
 
 /// `BMC_LAYOUT` of `bpf/bmc.h`.
-pub const LAYOUT: u32 = 14;
+pub const LAYOUT: u32 = 15;
 
 /// Least and most that `--memory` may be. A slot's address has 18 bits for its
 /// slab, less the one that stands for "none".
